@@ -1,0 +1,141 @@
+//! What the optimizer asks of a device.
+
+use crate::config::{CpuTier, Dtype, Filter, Options, Rounding, StateDtype, WeightDecayScope};
+use crate::cpu::Cpu;
+use crate::error::Result;
+use crate::rule::random::{Key, Stream};
+use crate::rule::scalars::Scalars;
+
+/// One tensor's share of a step: the buffers, and everything that can be known before the gradients are
+/// read.
+///
+/// A job is made by the optimizer, which has checked that the pointers are not null (the master's apart),
+/// aligned for their elements, and that no two writable ranges overlap each other or a gradient.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Job {
+    pub param: *mut u8,
+    pub grad: *const u8,
+    pub exp_avg: *mut u8,
+    pub exp_avg_sq: *mut u8,
+    /// Null if the tensor has no master copy.
+    pub master: *mut f32,
+    /// `num_blocks` thresholds, as bits of floats.
+    pub thresholds: *mut u32,
+    pub param_dtype: Dtype,
+    pub grad_dtype: Dtype,
+    pub state_dtype: StateDtype,
+    pub numel: u64,
+    pub block_numel: u64,
+    /// k, of each block.
+    pub rank: u64,
+    /// α is 1: AdamW.
+    pub everything_moves: bool,
+    /// The first step: the moments count as zero, and the master starts from the parameter.
+    pub first_step: bool,
+    /// With s still 1; the backend sets it once the gradient norm is known.
+    pub scalars: Scalars,
+    pub filter: Filter,
+    pub weight_decay_scope: WeightDecayScope,
+    pub rounding: Rounding,
+    pub random: RandomKeys,
+}
+
+// SAFETY: a job is a description; the threads of a step access disjoint ranges of its buffers.
+unsafe impl Send for Job {}
+// SAFETY: as above.
+unsafe impl Sync for Job {}
+
+/// The keys of all streams of a tensor's step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RandomKeys {
+    pub exp_avg: Key,
+    pub exp_avg_sq: Key,
+    pub param: Key,
+    pub filter: Key,
+}
+
+impl RandomKeys {
+    pub(crate) fn new(seed: u64, name_hash: u64, t: u64) -> Self {
+        let key = |stream| Key::new(seed, name_hash, t, stream);
+        Self {
+            exp_avg: key(Stream::ExpAvg),
+            exp_avg_sq: key(Stream::ExpAvgSq),
+            param: key(Stream::Param),
+            filter: key(Stream::Filter),
+        }
+    }
+}
+
+/// How the gradients of a step are scaled, and when the step is skipped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GradientRequest {
+    pub grad_scale: f64,
+    /// The norm, if the caller knows it.
+    pub grad_norm: Option<f64>,
+    /// 0 if clipping is off.
+    pub max_grad_norm: f64,
+    pub skip_nonfinite: bool,
+}
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Outcome {
+    /// The norm, if it was needed.
+    pub grad_norm: Option<f64>,
+    pub skipped: bool,
+    pub entries_selected: u64,
+}
+
+/// A device.
+#[derive(Debug)]
+pub(crate) enum Backend {
+    Cpu(Cpu),
+}
+
+impl Backend {
+    pub(crate) fn new(options: &Options) -> Result<Self> {
+        Ok(Self::Cpu(Cpu::new(options)?))
+    }
+
+    /// Takes the step. On an error nothing has changed.
+    ///
+    /// # Safety
+    ///
+    /// The buffers of the jobs are alive, as large as their `numel` says and used by nobody else; the rest
+    /// is [`Job`]'s promise.
+    pub(crate) unsafe fn step(
+        &mut self,
+        jobs: &mut [Job],
+        request: &GradientRequest,
+    ) -> Result<Outcome> {
+        match self {
+            // SAFETY: the caller's promise.
+            Self::Cpu(cpu) => unsafe { cpu.step(jobs, request) },
+        }
+    }
+
+    /// The sum of the squares of the jobs' gradients, unscaled.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Backend::step`]; only the gradients are looked at.
+    pub(crate) unsafe fn sum_of_squares(&mut self, jobs: &[Job]) -> Result<f64> {
+        match self {
+            // SAFETY: the caller's promise.
+            Self::Cpu(cpu) => unsafe { cpu.sum_of_squares(jobs) },
+        }
+    }
+
+    pub(crate) fn cpu_tier(&self) -> CpuTier {
+        match self {
+            Self::Cpu(cpu) => cpu.tier(),
+        }
+    }
+
+    /// Bytes of work space at present.
+    pub(crate) fn scratch_bytes(&self) -> u64 {
+        match self {
+            Self::Cpu(cpu) => cpu.scratch_bytes(),
+        }
+    }
+}

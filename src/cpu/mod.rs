@@ -1,0 +1,328 @@
+//! The CPU backend.
+//!
+//! A step is one to five passes over the entries, each a parallel loop over pieces of all tensors: the
+//! gradient norm if it is needed, thresholds of large blocks (three rounds), and the update. Only the update
+//! writes, so whatever can fail fails before it.
+
+mod callback;
+mod element;
+mod executor;
+mod kernels;
+mod plan;
+mod pool;
+mod portable;
+mod select;
+mod tier;
+mod vector;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::backend::{GradientRequest, Job, Outcome};
+use crate::config::{CpuTier, Options};
+use crate::error::Result;
+use crate::memory::try_reserve;
+use crate::rule::norm::{self, CHUNK};
+use crate::rule::scalars::gradient_factor;
+use executor::{Executor, Incomplete};
+use plan::{Piece, is_searched_together};
+use select::{DIGITS, SharedSearch, threshold_of_small_block};
+use tier::Kernels;
+
+#[derive(Debug)]
+pub(crate) struct Cpu {
+    kernels: &'static Kernels,
+    executor: Executor,
+    scratch: Scratch,
+}
+
+/// Work space, kept between steps.
+#[derive(Debug, Default)]
+struct Scratch {
+    pieces: Vec<Piece>,
+    search_pieces: Vec<Piece>,
+    searches: Vec<SharedSearch>,
+    sums: Vec<f64>,
+}
+
+impl Cpu {
+    pub(crate) fn new(options: &Options) -> Result<Self> {
+        Ok(Self {
+            kernels: Kernels::choose(options.cpu_tier)?,
+            executor: Executor::new(options)?,
+            scratch: Scratch::default(),
+        })
+    }
+
+    pub(crate) fn tier(&self) -> CpuTier {
+        self.kernels.tier
+    }
+
+    pub(crate) fn scratch_bytes(&self) -> u64 {
+        let scratch = &self.scratch;
+        (bytes_of(&scratch.pieces)
+            + bytes_of(&scratch.search_pieces)
+            + bytes_of(&scratch.searches)
+            + bytes_of(&scratch.sums)) as u64
+    }
+
+    /// See [`crate::backend::Backend::step`].
+    ///
+    /// # Safety
+    ///
+    /// As there.
+    pub(crate) unsafe fn step(
+        &mut self,
+        jobs: &mut [Job],
+        request: &GradientRequest,
+    ) -> Result<Outcome> {
+        let entries = jobs.iter().map(|job| job.numel).sum();
+        self.executor.prepare(entries)?;
+
+        let clips = request.max_grad_norm > 0.0;
+        let needs_sum = request.grad_norm.is_none() && (clips || request.skip_nonfinite);
+        let (grad_norm, finite) = if needs_sum {
+            // SAFETY: the caller's promise.
+            let sum = unsafe { self.sum_of_squares(jobs)? };
+            (Some(norm::norm(sum, request.grad_scale)), sum.is_finite())
+        } else {
+            let known = request.grad_norm;
+            (known, known.is_none_or(f64::is_finite))
+        };
+        if request.skip_nonfinite && !finite {
+            return Ok(Outcome {
+                grad_norm,
+                skipped: true,
+                entries_selected: 0,
+            });
+        }
+        let clip = grad_norm.map_or(1.0, |norm| norm::clip(norm, request.max_grad_norm));
+        let s = gradient_factor(request.grad_scale, clip)?;
+        for job in jobs.iter_mut() {
+            job.scalars.s = s;
+        }
+
+        plan::cut_for_step(jobs, &mut self.scratch.pieces)?;
+        self.reserve_searches(jobs)?;
+        if !needs_sum {
+            self.executor.probe(self.scratch.pieces.len(), entries)?;
+        }
+        // From here on nothing fails.
+        // SAFETY: the caller's promise; all three touch what the jobs describe, one after the other.
+        let entries_selected = unsafe {
+            self.start_first_steps(jobs)?;
+            self.search(jobs)?;
+            self.update(jobs, entries)?
+        };
+        Ok(Outcome {
+            grad_norm,
+            skipped: false,
+            entries_selected,
+        })
+    }
+
+    /// See [`crate::backend::Backend::sum_of_squares`].
+    ///
+    /// # Safety
+    ///
+    /// As there.
+    pub(crate) unsafe fn sum_of_squares(&mut self, jobs: &[Job]) -> Result<f64> {
+        let entries = jobs.iter().map(|job| job.numel).sum();
+        self.executor.prepare(entries)?;
+        let Scratch { pieces, sums, .. } = &mut self.scratch;
+        let chunks = plan::cut_for_norm(jobs, pieces)?;
+        sums.clear();
+        try_reserve(sums, chunks, "the gradient norm")?;
+        sums.resize(chunks, 0.0);
+
+        let out = SharedSlice(sums.as_mut_ptr());
+        let (kernels, pieces) = (self.kernels, &*pieces);
+        let sum_piece = |i: usize| {
+            let out = &out;
+            let piece = &pieces[i];
+            let job = &jobs[piece.job];
+            for (chunk, offset) in (0..piece.len).step_by(CHUNK).enumerate() {
+                let len = (piece.len - offset).min(CHUNK as u64) as usize;
+                // SAFETY: a range of the job (the caller's promise); each chunk has a place of its own among
+                // the `chunks` ones.
+                unsafe {
+                    let sum = (kernels.sum_of_squares)(job, piece.start + offset, len);
+                    out.0.add(piece.slot + chunk).write(sum);
+                }
+            }
+        };
+        self.executor
+            .for_each(pieces.len(), entries, Incomplete::Fail, &sum_piece)?;
+
+        // The tensors' sums take the places of the first chunks, which were folded by then.
+        let mut start = 0;
+        for (i, job) in jobs.iter().enumerate() {
+            let end = start + plan::chunks_of(job.numel);
+            sums[i] = norm::fold(&mut sums[start..end]);
+            start = end;
+        }
+        Ok(norm::fold(&mut sums[..jobs.len()]))
+    }
+
+    /// Makes room for, and starts, the searches for the thresholds of large blocks.
+    fn reserve_searches(&mut self, jobs: &[Job]) -> Result<()> {
+        let Scratch {
+            search_pieces,
+            searches,
+            ..
+        } = &mut self.scratch;
+        plan::cut_for_search(jobs, search_pieces)?;
+        searches.clear();
+        let searched = || jobs.iter().filter(|job| is_searched_together(job));
+        let blocks: u64 = searched().map(|job| job.numel / job.block_numel).sum();
+        try_reserve(searches, blocks as usize, "the threshold search")?;
+        for job in searched() {
+            for _ in 0..job.numel / job.block_numel {
+                searches.push(SharedSearch::new(job.rank));
+            }
+        }
+        Ok(())
+    }
+
+    /// Prepares the state of tensors in their first step.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Cpu::step`].
+    unsafe fn start_first_steps(&mut self, jobs: &[Job]) -> Result<()> {
+        let entries: u64 = jobs
+            .iter()
+            .filter(|job| job.first_step)
+            .map(|job| job.numel)
+            .sum();
+        if entries == 0 {
+            return Ok(());
+        }
+        let (kernels, pieces) = (self.kernels, &self.scratch.pieces);
+        let start_piece = |i: usize| {
+            let piece = &pieces[i];
+            let job = &jobs[piece.job];
+            if job.first_step {
+                // SAFETY: a range of the job, which no other piece shares.
+                unsafe { (kernels.start)(job, piece.start, piece.len) };
+            }
+        };
+        self.executor
+            .for_each(pieces.len(), entries, Incomplete::Finish, &start_piece)
+    }
+
+    /// Finds the thresholds of large blocks.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Cpu::step`].
+    unsafe fn search(&mut self, jobs: &[Job]) -> Result<()> {
+        let Scratch {
+            search_pieces: pieces,
+            searches,
+            ..
+        } = &mut self.scratch;
+        let kernels = self.kernels;
+        let entries = pieces.iter().map(|piece| piece.len).sum();
+        for digit in DIGITS {
+            let count_piece = |i: usize| {
+                let piece = &pieces[i];
+                let (job, search) = (&jobs[piece.job], &searches[piece.slot]);
+                // SAFETY: a range of the job; nobody writes to it during the search.
+                unsafe { search.count(kernels, job, piece.start, piece.len, digit) };
+            };
+            self.executor
+                .for_each(pieces.len(), entries, Incomplete::Finish, &count_piece)?;
+            for search in searches.iter_mut() {
+                search.narrow(digit);
+            }
+        }
+        let mut found = searches.iter();
+        for job in jobs.iter().filter(|job| is_searched_together(job)) {
+            for (block, search) in (0..job.numel / job.block_numel).zip(&mut found) {
+                // SAFETY: a job has a threshold for every block.
+                unsafe { job.thresholds.add(block as usize).write(search.threshold()) };
+            }
+        }
+        Ok(())
+    }
+
+    /// The pass that updates moments, masters and parameters; how many entries moved.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Cpu::step`]; the thresholds of large blocks are known.
+    unsafe fn update(&mut self, jobs: &[Job], entries: u64) -> Result<u64> {
+        let selected = AtomicU64::new(0);
+        let (kernels, pieces) = (self.kernels, &self.scratch.pieces);
+        let update_piece = |i: usize| {
+            let piece = &pieces[i];
+            // SAFETY: a range of the job, which no other piece shares.
+            let moved = unsafe { update_piece(kernels, &jobs[piece.job], piece) };
+            selected.fetch_add(moved, Ordering::Relaxed);
+        };
+        self.executor
+            .for_each(pieces.len(), entries, Incomplete::Finish, &update_piece)?;
+        Ok(selected.into_inner())
+    }
+}
+
+/// Updates one piece, finding the thresholds of small blocks on the way.
+///
+/// # Safety
+///
+/// As for [`kernels::step`]; a piece of small blocks consists of whole blocks.
+unsafe fn update_piece(kernels: &Kernels, job: &Job, piece: &Piece) -> u64 {
+    let step = |start, len, threshold: u32| {
+        // SAFETY: the caller's promise.
+        unsafe { (kernels.step)(job, start, len, threshold) }
+    };
+    let threshold_of = |block: u64| job.thresholds.wrapping_add(block as usize);
+    let first_block = piece.start.div_ceil(job.block_numel);
+    if job.everything_moves {
+        let end_block = (piece.start + piece.len).div_ceil(job.block_numel);
+        for block in first_block..end_block {
+            // SAFETY: a job has a threshold for every block; this one starts in this piece alone.
+            unsafe { threshold_of(block).write(0) };
+        }
+        return step(piece.start, piece.len, 0);
+    }
+    if is_searched_together(job) {
+        // SAFETY: as above; a piece of a large block lies within that block.
+        let threshold = unsafe { threshold_of(piece.start / job.block_numel).read() };
+        return step(piece.start, piece.len, threshold.max(1));
+    }
+    let mut selected = 0;
+    for block in first_block..first_block + piece.len / job.block_numel {
+        let start = block * job.block_numel;
+        // SAFETY: the block lies within the piece (the caller's promise), and has a threshold.
+        let threshold = unsafe {
+            let threshold = threshold_of_small_block(kernels, job, start, job.block_numel);
+            threshold_of(block).write(threshold);
+            threshold
+        };
+        selected += step(start, job.block_numel, threshold.max(1));
+    }
+    selected
+}
+
+/// At most how many bytes of work space a step of one such tensor needs.
+pub(crate) fn scratch_bound(numel: u64, num_blocks: u64) -> u64 {
+    let pieces = plan::most_pieces(numel, num_blocks) * size_of::<Piece>() as u64;
+    let searches = if numel / num_blocks > plan::SMALL_BLOCK {
+        num_blocks * size_of::<SharedSearch>() as u64
+    } else {
+        0
+    };
+    let sums = (plan::chunks_of(numel) * size_of::<f64>()) as u64;
+    2 * pieces + searches + sums
+}
+
+/// A vector that threads write disjoint elements of.
+struct SharedSlice(*mut f64);
+
+// SAFETY: whoever uses it makes sure that no two threads touch the same element.
+unsafe impl Sync for SharedSlice {}
+
+fn bytes_of<T>(vector: &Vec<T>) -> usize {
+    vector.capacity() * size_of::<T>()
+}

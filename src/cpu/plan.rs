@@ -1,0 +1,137 @@
+//! How the work of a step is cut into pieces for the threads.
+//!
+//! Work is cut by entries over all tensors, so that one huge tensor and a thousand tiny ones both occupy all
+//! threads. The cut never changes a result.
+
+use crate::backend::Job;
+use crate::error::Result;
+use crate::memory::try_reserve;
+use crate::rule::norm::CHUNK;
+
+/// Entries of a piece: large against the cost of handing it out, small against a core's cache.
+pub(super) const PIECE: u64 = 1 << 16;
+/// Blocks up to this size are dealt with by one thread, threshold and all, while they are in its cache;
+/// larger ones by all threads together.
+pub(super) const SMALL_BLOCK: u64 = 1 << 15;
+
+/// A range of entries of one tensor.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Piece {
+    /// Which of the step's jobs.
+    pub(super) job: usize,
+    pub(super) start: u64,
+    pub(super) len: u64,
+    /// Which search the piece belongs to, or where its chunk sums start.
+    pub(super) slot: usize,
+}
+
+/// True if the threshold of each of the tensor's blocks is searched for by all threads together.
+pub(super) fn is_searched_together(job: &Job) -> bool {
+    !job.everything_moves && job.block_numel > SMALL_BLOCK
+}
+
+/// The largest ranges that may not be crossed by a piece, and the length of a piece: whole blocks where one
+/// thread finds their thresholds.
+fn step_cut(job: &Job) -> (u64, u64) {
+    if job.everything_moves {
+        (job.numel, PIECE)
+    } else if is_searched_together(job) {
+        (job.block_numel, PIECE)
+    } else {
+        (
+            job.numel,
+            (PIECE / job.block_numel).max(1) * job.block_numel,
+        )
+    }
+}
+
+/// How many pieces [`cut_for_step`] makes of a job.
+fn step_pieces(job: &Job) -> u64 {
+    let (range, piece) = step_cut(job);
+    (job.numel / range) * range.div_ceil(piece)
+}
+
+/// Cuts jobs for the pass that updates them.
+pub(super) fn cut_for_step(jobs: &[Job], pieces: &mut Vec<Piece>) -> Result<()> {
+    pieces.clear();
+    let count: u64 = jobs.iter().map(step_pieces).sum();
+    try_reserve(pieces, count as usize, "the work list")?;
+    for (job, description) in jobs.iter().enumerate() {
+        let (range, piece) = step_cut(description);
+        for start in (0..description.numel).step_by(range as usize) {
+            push_range(pieces, job, start, range, piece, |_| 0);
+        }
+    }
+    Ok(())
+}
+
+/// Cuts the blocks that are searched together; `slot` counts these blocks.
+pub(super) fn cut_for_search(jobs: &[Job], pieces: &mut Vec<Piece>) -> Result<()> {
+    pieces.clear();
+    let searched = || {
+        jobs.iter()
+            .enumerate()
+            .filter(|(_, job)| is_searched_together(job))
+    };
+    let count: u64 = searched().map(|(_, job)| step_pieces(job)).sum();
+    try_reserve(pieces, count as usize, "the work list")?;
+    let mut slot = 0;
+    for (job, description) in searched() {
+        for start in (0..description.numel).step_by(description.block_numel as usize) {
+            push_range(pieces, job, start, description.block_numel, PIECE, |_| slot);
+            slot += 1;
+        }
+    }
+    Ok(())
+}
+
+/// Cuts jobs into pieces of whole chunks of the norm; `slot` is a piece's first chunk among all. Returns the
+/// number of chunks.
+pub(super) fn cut_for_norm(jobs: &[Job], pieces: &mut Vec<Piece>) -> Result<usize> {
+    const { assert!(PIECE.is_multiple_of(CHUNK as u64)) };
+    pieces.clear();
+    let count: u64 = jobs.iter().map(|job| job.numel.div_ceil(PIECE)).sum();
+    try_reserve(pieces, count as usize, "the work list")?;
+    let mut chunks = 0;
+    for (job, description) in jobs.iter().enumerate() {
+        push_range(pieces, job, 0, description.numel, PIECE, |start| {
+            chunks + (start / CHUNK as u64) as usize
+        });
+        chunks += chunks_of(description.numel);
+    }
+    Ok(chunks)
+}
+
+/// At most how many pieces any of these cuts makes of a tensor.
+pub(super) fn most_pieces(numel: u64, num_blocks: u64) -> u64 {
+    let block_numel = numel / num_blocks;
+    if block_numel > SMALL_BLOCK {
+        num_blocks * block_numel.div_ceil(PIECE)
+    } else {
+        // Groups of whole blocks fill at least half a piece.
+        numel.div_ceil(PIECE / 2)
+    }
+}
+
+/// Chunks of the norm in a tensor.
+pub(super) fn chunks_of(numel: u64) -> usize {
+    numel.div_ceil(CHUNK as u64) as usize
+}
+
+fn push_range(
+    pieces: &mut Vec<Piece>,
+    job: usize,
+    start: u64,
+    len: u64,
+    piece: u64,
+    slot: impl Fn(u64) -> usize,
+) {
+    for offset in (0..len).step_by(piece as usize) {
+        pieces.push(Piece {
+            job,
+            start: start + offset,
+            len: piece.min(len - offset),
+            slot: slot(offset),
+        });
+    }
+}

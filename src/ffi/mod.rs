@@ -1,0 +1,19 @@
+//! The border to C: pointer and size checks, the panic wall, status codes. Everything else is the safe
+//! library's.
+//!
+//! The types and functions are documented for readers of `include/mofo.h`, which is generated from them.
+
+mod library;
+mod optimizer;
+mod options;
+mod status;
+mod step;
+mod structs;
+mod tensor;
+
+pub use library::*;
+pub use optimizer::*;
+pub use options::*;
+pub use status::*;
+pub use step::*;
+pub use tensor::*;

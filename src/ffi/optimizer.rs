@@ -1,0 +1,206 @@
+//! `mofo_optimizer`: the handle, and the wall that no panic passes.
+
+use std::mem::size_of;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::options::{mofo_options, read_options, tier_number};
+use super::status::{MOFO_OK, fail};
+use super::structs::{OutputStruct, check_output, check_pointer};
+use crate::error::{Error, ErrorKind, Result};
+use crate::memory::try_box;
+use crate::optimizer::Optimizer;
+
+/// An optimizer. It is used by one thread at a time; different optimizers by different threads freely.
+#[allow(non_camel_case_types)]
+pub struct mofo_optimizer {
+    optimizer: Optimizer,
+    /// A call panicked: what the optimizer holds can no longer be trusted.
+    poisoned: bool,
+}
+
+/// The memory that an optimizer holds, in bytes.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(non_camel_case_types)]
+pub struct mofo_memory_info {
+    /// Moments and master copies that the library allocated, with the distances kept between them.
+    pub state: u64,
+    /// Moments and master copies in the caller's memory.
+    pub caller_state: u64,
+    /// Work space of a step, kept between steps. It grows with the first steps, never later.
+    pub scratch: u64,
+    /// Everything else: tensor records, names, thresholds.
+    pub bookkeeping: u64,
+    /// Tensors at present.
+    pub num_tensors: u64,
+    /// Entries of all of them.
+    pub entries: u64,
+}
+
+// SAFETY: `repr(C)`, `Copy`, no padding: 8 × 6 = 48 bytes (asserted below).
+unsafe impl OutputStruct for mofo_memory_info {
+    const NAME: &'static str = "mofo_memory_info";
+    const VERSION_1_SIZE: u64 = 48;
+}
+
+const _: () = assert!(size_of::<mofo_memory_info>() == 48);
+
+/// Creates an optimizer and writes it to `*optimizer`; free it with `mofo_destroy`. The options are copied.
+/// No thread is started before the first step.
+///
+/// Errors: `MOFO_ERROR_INVALID_ARGUMENT` for a value out of range, `MOFO_ERROR_UNSUPPORTED` for a device or
+/// CPU tier that is not there, `MOFO_ERROR_OUT_OF_MEMORY`.
+///
+/// # Safety
+///
+/// `options` is NULL or points to an initialised struct, `optimizer` is NULL or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mofo_create(
+    options: *const mofo_options,
+    optimizer: *mut *mut mofo_optimizer,
+) -> i32 {
+    wall(|| {
+        // SAFETY: the caller's promise about `options`.
+        let options = unsafe { read_options(options)? };
+        check_pointer("optimizer", optimizer)?;
+        let handle = try_box(mofo_optimizer {
+            optimizer: Optimizer::new(options)?,
+            poisoned: false,
+        })?;
+        // SAFETY: `optimizer` is not NULL and aligned (checked above), and writable (the caller's promise).
+        unsafe { optimizer.write(Box::into_raw(handle)) };
+        Ok(())
+    })
+}
+
+/// Frees an optimizer, its state and its threads; when it returns, none of them runs any more. NULL is
+/// fine. The caller's buffers are not touched.
+///
+/// # Safety
+///
+/// `optimizer` is NULL or came from `mofo_create` and was not destroyed yet; no other thread is using it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mofo_destroy(optimizer: *mut mofo_optimizer) {
+    if optimizer.is_null() {
+        return;
+    }
+    wall(|| {
+        // SAFETY: it came from `Box::into_raw` in `mofo_create`, and is given up here (the caller's
+        // promise).
+        drop(unsafe { Box::from_raw(optimizer) });
+        Ok(())
+    });
+}
+
+/// Writes how much memory the optimizer holds to `*info`; `size` is `sizeof *info`.
+///
+/// Errors: `MOFO_ERROR_INVALID_ARGUMENT`.
+///
+/// # Safety
+///
+/// `optimizer` is NULL or alive, `info` is NULL or points to `size` writable bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mofo_memory(
+    optimizer: *mut mofo_optimizer,
+    info: *mut mofo_memory_info,
+    size: u64,
+) -> i32 {
+    let ask = |optimizer: &mut Optimizer| {
+        check_output(info, size)?;
+        let memory = optimizer.memory();
+        let memory = mofo_memory_info {
+            state: memory.state,
+            caller_state: memory.caller_state,
+            scratch: memory.scratch,
+            bookkeeping: memory.bookkeeping,
+            num_tensors: memory.num_tensors,
+            entries: memory.entries,
+        };
+        // SAFETY: `info` was checked above and has room for `size` bytes (the caller's promise).
+        unsafe { super::structs::write(memory, info, size) };
+        Ok(())
+    };
+    // SAFETY: the caller's promise about `optimizer`.
+    unsafe { with_optimizer(optimizer, ask) }
+}
+
+/// The `MOFO_CPU_TIER_…` that the optimizer uses, or a negative status if `optimizer` is NULL.
+///
+/// # Safety
+///
+/// `optimizer` is NULL or alive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mofo_cpu_tier(optimizer: *mut mofo_optimizer) -> i32 {
+    // SAFETY: the caller's promise about `optimizer`.
+    unsafe { with_optimizer_status(optimizer, |optimizer| Ok(tier_number(optimizer.cpu_tier()))) }
+}
+
+/// Runs a call; its error, or a panic, becomes a status and this thread's last error.
+pub(super) fn wall(call: impl FnOnce() -> Result<()>) -> i32 {
+    // Nothing that the closure borrows is used after a panic.
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(Ok(())) => MOFO_OK,
+        Ok(Err(error)) => fail(&error),
+        Err(_) => fail(&internal_error()),
+    }
+}
+
+/// Runs a call on an optimizer behind the wall; after a panic the optimizer refuses further calls.
+///
+/// # Safety
+///
+/// `optimizer` is NULL or alive, and no other thread is using it.
+pub(super) unsafe fn with_optimizer(
+    optimizer: *mut mofo_optimizer,
+    call: impl FnOnce(&mut Optimizer) -> Result<()>,
+) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        with_optimizer_status(optimizer, |optimizer| {
+            call(optimizer)?;
+            Ok(MOFO_OK)
+        })
+    }
+}
+
+/// As [`with_optimizer`], for calls with more than one good outcome.
+///
+/// # Safety
+///
+/// As for [`with_optimizer`].
+pub(super) unsafe fn with_optimizer_status(
+    optimizer: *mut mofo_optimizer,
+    call: impl FnOnce(&mut Optimizer) -> Result<i32>,
+) -> i32 {
+    if let Err(error) = check_pointer("optimizer", optimizer) {
+        return fail(&error);
+    }
+    // SAFETY: not NULL and aligned (checked above), alive and used by this thread alone (the caller's
+    // promise).
+    let handle = unsafe { &mut *optimizer };
+    if handle.poisoned {
+        return fail(&Error::new(
+            ErrorKind::Internal,
+            format_args!("an earlier call on this optimizer failed inside the library; destroy it"),
+        ));
+    }
+    // After a panic the optimizer is never used again, so no broken invariant is seen.
+    match catch_unwind(AssertUnwindSafe(|| call(&mut handle.optimizer))) {
+        Ok(Ok(status)) => status,
+        Ok(Err(error)) => {
+            handle.poisoned = error.kind() == ErrorKind::Internal;
+            fail(&error)
+        }
+        Err(_) => {
+            handle.poisoned = true;
+            fail(&internal_error())
+        }
+    }
+}
+
+fn internal_error() -> Error {
+    Error::new(
+        ErrorKind::Internal,
+        format_args!("a panic inside the library; please report it"),
+    )
+}

@@ -1,0 +1,232 @@
+//! `mofo_step` and its arguments.
+
+use std::ffi::c_void;
+use std::mem::size_of;
+
+use super::optimizer::{mofo_optimizer, with_optimizer_status};
+use super::options::MOFO_INHERIT;
+use super::status::{MOFO_OK, MOFO_SKIPPED};
+use super::structs::{InputStruct, OutputStruct, check_output, check_pointer, initialise, read};
+use super::tensor::unless_inherited;
+use crate::error::{Result, fail};
+use crate::optimizer::{Optimizer, StepArgs};
+
+/// What a step did.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(non_camel_case_types)]
+pub struct mofo_step_report {
+    /// The global norm of the gradients, times |grad_scale|, before clipping; `MOFO_INHERIT` where the step
+    /// had no use for it: no clipping, no `skip_nonfinite` and none passed in.
+    pub grad_norm: f64,
+    /// Entries of the tensors that took part.
+    pub entries: u64,
+    /// How many of them moved: were selected by the filter.
+    pub entries_selected: u64,
+    /// 1 if the step was skipped, else 0.
+    pub skipped: i32,
+    /// Zero.
+    pub reserved: i32,
+}
+
+// SAFETY: `repr(C)`, `Copy`, no padding: 8 × 3 + 4 × 2 = 32 bytes (asserted below).
+unsafe impl OutputStruct for mofo_step_report {
+    const NAME: &'static str = "mofo_step_report";
+    const VERSION_1_SIZE: u64 = 32;
+}
+
+const _: () = assert!(size_of::<mofo_step_report>() == 32);
+
+/// What is particular to one step. Fill it with `mofo_step_args_init`, then change what should differ.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(non_camel_case_types)]
+pub struct mofo_step_args {
+    /// Set by `mofo_step_args_init`: the size of the struct that the caller was compiled with.
+    pub struct_size: u64,
+    /// η of this step: finite, at least 0, or `MOFO_INHERIT` (default).
+    pub learning_rate: f64,
+    /// α of this step, in (0, 1], for the tensors that have none of their own; or `MOFO_INHERIT` (default).
+    pub update_fraction: f64,
+    /// Multiplies every gradient: 1 / loss scale, 1 / accumulation steps. Finite. Default 1.
+    pub grad_scale: f64,
+    /// The global gradient norm, |grad_scale| included, if the engine knows it: at least 0. It then serves
+    /// for clipping and for `skip_nonfinite`, and the gradients are not read for either. `MOFO_INHERIT`
+    /// (default): the library computes it, over the tensors of this call, where it needs it.
+    pub grad_norm: f64,
+    /// The indices of the tensors to step, each at most once, in any order; NULL (default): all.
+    pub tensors: *const u64,
+    /// How many indices `tensors` has.
+    pub num_tensors: u64,
+    /// The CUDA stream to work on. NULL (default) on the CPU.
+    pub stream: *mut c_void,
+    /// Where to write what the step did, or NULL (default).
+    pub report: *mut mofo_step_report,
+    /// `sizeof *report`; not looked at if `report` is NULL.
+    pub report_size: u64,
+}
+
+// SAFETY: `repr(C)`, starts with a u64, no padding: 8 × 10 = 80 bytes (asserted below). Integers, floats and
+// raw pointers have no invalid bit patterns.
+unsafe impl InputStruct for mofo_step_args {
+    const NAME: &'static str = "mofo_step_args";
+    const VERSION_1_SIZE: u64 = 80;
+
+    fn defaults() -> Self {
+        Self {
+            struct_size: size_of::<Self>() as u64,
+            learning_rate: MOFO_INHERIT,
+            update_fraction: MOFO_INHERIT,
+            grad_scale: 1.0,
+            grad_norm: MOFO_INHERIT,
+            tensors: std::ptr::null(),
+            num_tensors: 0,
+            stream: std::ptr::null_mut(),
+            report: std::ptr::null_mut(),
+            report_size: 0,
+        }
+    }
+}
+
+const _: () = assert!(size_of::<mofo_step_args>() == 80);
+
+/// Fills `*args` with the defaults; `size` is `sizeof *args`.
+///
+/// Errors: `MOFO_ERROR_INVALID_ARGUMENT` if `args` is NULL or `size` is not that of a `mofo_step_args`.
+///
+/// # Safety
+///
+/// `args` is NULL or points to `size` writable bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mofo_step_args_init(args: *mut mofo_step_args, size: u64) -> i32 {
+    // SAFETY: the caller's promise is that of `initialise`.
+    super::optimizer::wall(|| unsafe { initialise(args, size) })
+}
+
+/// Takes one step: reads the gradients, updates moments, masters and parameters of all tensors that have a
+/// gradient, or of those in `args->tensors`. A NULL `args` is all defaults.
+///
+/// Returns `MOFO_OK`, or `MOFO_SKIPPED` if `skip_nonfinite` left the step out. On an error nothing has
+/// changed: `MOFO_ERROR_INVALID_STATE` if no tensor was added or none is bound,
+/// `MOFO_ERROR_INVALID_BUFFER` if a tensor has a gradient but no parameter or if buffers overlap (of all
+/// that a step touches, only gradients may overlap gradients), `MOFO_ERROR_NOT_FINITE` if a derived
+/// number is not finite, `MOFO_ERROR_PARALLEL_FOR`, and those of the arguments.
+///
+/// # Safety
+///
+/// `optimizer` is NULL or alive; `args` is NULL or points to an initialised struct whose pointers are valid;
+/// the bound buffers of the tensors of this step are alive and not touched by others during the call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mofo_step(
+    optimizer: *mut mofo_optimizer,
+    args: *const mofo_step_args,
+) -> i32 {
+    let step = |optimizer: &mut Optimizer| {
+        // SAFETY: the caller's promise about `args`.
+        let (c, args) = unsafe { read_args(args)? };
+        if !c.report.is_null() {
+            check_output(c.report, c.report_size)?;
+        }
+        // SAFETY: the caller's promise about the bound buffers.
+        let report = unsafe { optimizer.step_bound(&args)? };
+        if !c.report.is_null() {
+            let report = mofo_step_report {
+                grad_norm: report.grad_norm.unwrap_or(MOFO_INHERIT),
+                entries: report.entries,
+                entries_selected: report.entries_selected,
+                skipped: i32::from(report.skipped),
+                reserved: 0,
+            };
+            // SAFETY: `report` was checked above and has room for `report_size` bytes (the caller's
+            // promise).
+            unsafe { super::structs::write(report, c.report, c.report_size) };
+        }
+        Ok(if report.skipped {
+            MOFO_SKIPPED
+        } else {
+            MOFO_OK
+        })
+    };
+    // SAFETY: the caller's promise about `optimizer`.
+    unsafe { with_optimizer_status(optimizer, step) }
+}
+
+/// Computes the global norm of the gradients, times |grad_scale|, of all tensors that have one, or of those
+/// in `args->tensors`, and writes it to `*norm`. A NULL `args` is all defaults. The norm is infinite or NaN
+/// exactly if some gradient is. Nothing else changes.
+///
+/// Errors: as for `mofo_step`.
+///
+/// # Safety
+///
+/// As for `mofo_step`; `norm` is NULL or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mofo_grad_norm(
+    optimizer: *mut mofo_optimizer,
+    args: *const mofo_step_args,
+    norm: *mut f64,
+) -> i32 {
+    let compute = |optimizer: &mut Optimizer| {
+        // SAFETY: the caller's promise about `args`.
+        let (_, args) = unsafe { read_args(args)? };
+        check_pointer("norm", norm)?;
+        // SAFETY: the caller's promise about the bound buffers.
+        let computed = unsafe { optimizer.grad_norm_bound(&args)? };
+        // SAFETY: `norm` is not NULL and aligned (checked above), and writable (the caller's promise).
+        unsafe { norm.write(computed) };
+        Ok(MOFO_OK)
+    };
+    // SAFETY: the caller's promise about `optimizer`.
+    unsafe { with_optimizer_status(optimizer, compute) }
+}
+
+/// Reads and translates the caller's arguments; NULL is all defaults.
+///
+/// # Safety
+///
+/// `args` is NULL or points to an initialised struct; `tensors` has `num_tensors` elements.
+unsafe fn read_args<'a>(args: *const mofo_step_args) -> Result<(mofo_step_args, StepArgs<'a>)> {
+    let c = if args.is_null() {
+        mofo_step_args::defaults()
+    } else {
+        // SAFETY: the caller's promise.
+        unsafe { read(args)? }
+    };
+    if !c.stream.is_null() {
+        fail!(
+            InvalidArgument,
+            "stream is {:p}; it must be NULL on the CPU",
+            c.stream
+        );
+    }
+    let tensors = if c.tensors.is_null() {
+        if c.num_tensors != 0 {
+            fail!(
+                InvalidArgument,
+                "tensors is NULL, but num_tensors is {}",
+                c.num_tensors
+            );
+        }
+        None
+    } else {
+        check_pointer("tensors", c.tensors)?;
+        if c.num_tensors > isize::MAX as u64 / 8 {
+            fail!(
+                InvalidArgument,
+                "num_tensors is {}: more than memory can hold",
+                c.num_tensors
+            );
+        }
+        // SAFETY: not NULL and aligned (checked above), small enough for a slice (checked above), and
+        // readable (the caller's promise).
+        Some(unsafe { std::slice::from_raw_parts(c.tensors, c.num_tensors as usize) })
+    };
+    let args = StepArgs {
+        learning_rate: unless_inherited(c.learning_rate),
+        update_fraction: unless_inherited(c.update_fraction),
+        grad_scale: c.grad_scale,
+        grad_norm: unless_inherited(c.grad_norm),
+        tensors,
+    };
+    Ok((c, args))
+}

@@ -1,0 +1,418 @@
+//! `mofo_tensor`: one parameter buffer with its gradient, and the state kept for it.
+
+use std::ffi::{CStr, c_char, c_void};
+use std::mem::size_of;
+
+use super::optimizer::{mofo_optimizer, wall, with_optimizer};
+use super::options::{
+    MOFO_DTYPE_F32, MOFO_INHERIT, dtype, dtype_number, mofo_options, read_options,
+    state_dtype_number,
+};
+use super::structs::{InputStruct, OutputStruct, check_output, check_pointer, initialise, read};
+use crate::config::TensorSpec;
+use crate::error::{Error, ErrorKind, Result, fail};
+use crate::optimizer::{Buffers, Optimizer};
+
+/// A parameter tensor. Fill it with `mofo_tensor_init`, then set at least `name` and `numel`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(non_camel_case_types)]
+pub struct mofo_tensor {
+    /// Set by `mofo_tensor_init`: the size of the struct that the caller was compiled with.
+    pub struct_size: u64,
+    /// UTF-8, not empty, unique within the optimizer; copied. The key of the tensor's random bits, and in
+    /// checkpoints.
+    pub name: *const c_char,
+    /// Entries, at least 1. Only their number matters, not the shape; they are contiguous.
+    pub numel: u64,
+    /// Cuts the tensor into this many equal contiguous blocks, each with its own largest α: for a buffer
+    /// that stacks the matrices of several layers or heads. Must divide `numel`. Default 1.
+    pub num_blocks: u64,
+    /// `MOFO_DTYPE_F32` (default), `MOFO_DTYPE_F16` or `MOFO_DTYPE_BF16`.
+    pub param_dtype: i32,
+    /// Likewise, and independent of `param_dtype`.
+    pub grad_dtype: i32,
+    /// The parameter: `numel` elements that the caller owns and keeps alive until the tensor is removed,
+    /// rebound or the optimizer destroyed. May be NULL (default) until `mofo_bind_tensor`.
+    pub param: *mut c_void,
+    /// The gradient, likewise; only read. NULL (default): no gradient, the tensor is left alone.
+    pub grad: *const c_void,
+    /// α of this tensor, in (0, 1], or `MOFO_INHERIT` (default). Biases and norm weights are usually given
+    /// 1; the library never guesses from names.
+    pub update_fraction: f64,
+    /// λ of this tensor, finite and at least 0, or `MOFO_INHERIT` (default).
+    pub weight_decay: f64,
+    /// Multiplies the learning rate for this tensor: finite, at least 0. Default 1.
+    pub learning_rate_scale: f64,
+    /// Steps that the moments have already seen, at most 2^63 - 1. Default 0.
+    pub step_count: u64,
+    /// The caller's memory for the first moment, `numel` elements of `state_dtype`. NULL (default): the
+    /// library allocates it. While `step_count` is 0 its content does not matter: moments start at zero.
+    pub exp_avg: *mut c_void,
+    /// Likewise for the second moment.
+    pub exp_avg_sq: *mut c_void,
+    /// Likewise for the f32 master copy, `numel` floats; only where `master_weights` is 1 and the parameter
+    /// has 16 bits. While `step_count` is 0 its content does not matter: it starts as the parameter.
+    pub master: *mut c_void,
+}
+
+// SAFETY: `repr(C)`, starts with a u64, and the fields fill it without padding: 8 × 4 + 4 × 2 + 8 × 9 = 112
+// bytes (asserted below). Integers, floats and raw pointers have no invalid bit patterns.
+unsafe impl InputStruct for mofo_tensor {
+    const NAME: &'static str = "mofo_tensor";
+    const VERSION_1_SIZE: u64 = 112;
+
+    fn defaults() -> Self {
+        Self {
+            struct_size: size_of::<Self>() as u64,
+            name: std::ptr::null(),
+            numel: 0,
+            num_blocks: 1,
+            param_dtype: MOFO_DTYPE_F32,
+            grad_dtype: MOFO_DTYPE_F32,
+            param: std::ptr::null_mut(),
+            grad: std::ptr::null(),
+            update_fraction: MOFO_INHERIT,
+            weight_decay: MOFO_INHERIT,
+            learning_rate_scale: 1.0,
+            step_count: 0,
+            exp_avg: std::ptr::null_mut(),
+            exp_avg_sq: std::ptr::null_mut(),
+            master: std::ptr::null_mut(),
+        }
+    }
+}
+
+const _: () = assert!(size_of::<mofo_tensor>() == 112);
+
+/// What the library keeps for a tensor. The pointers stay valid until the tensor is removed or the
+/// optimizer destroyed; reading or writing through them is allowed between calls on the optimizer.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(non_camel_case_types)]
+pub struct mofo_tensor_info {
+    /// The tensor's name, NUL-terminated.
+    pub name: *const c_char,
+    /// Entries.
+    pub numel: u64,
+    /// Blocks.
+    pub num_blocks: u64,
+    /// Steps taken so far: t of the last one.
+    pub step_count: u64,
+    /// The first moment: `numel` elements of `state_dtype`.
+    pub exp_avg: *mut c_void,
+    /// The second moment: `numel` elements of `state_dtype`.
+    pub exp_avg_sq: *mut c_void,
+    /// The f32 master copy, `numel` elements, or NULL if the tensor has none.
+    pub master: *mut f32,
+    /// `num_blocks` values: each block's threshold in its last step, the smallest magnitude that moved;
+    /// 0 before the first step, and where `update_fraction` is 1.
+    pub thresholds: *const f32,
+    /// The parameter's type.
+    pub param_dtype: i32,
+    /// The gradient's type.
+    pub grad_dtype: i32,
+    /// The moments' type.
+    pub state_dtype: i32,
+    /// Zero.
+    pub reserved: i32,
+}
+
+// SAFETY: `repr(C)`, `Copy`, no padding: 8 × 8 + 4 × 4 = 80 bytes (asserted below).
+unsafe impl OutputStruct for mofo_tensor_info {
+    const NAME: &'static str = "mofo_tensor_info";
+    const VERSION_1_SIZE: u64 = 80;
+}
+
+const _: () = assert!(size_of::<mofo_tensor_info>() == 80);
+
+/// The memory that a tensor will need, in bytes.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(non_camel_case_types)]
+pub struct mofo_state_sizes {
+    /// Of the first moment: what `mofo_tensor.exp_avg` must have room for.
+    pub exp_avg: u64,
+    /// Of the second moment.
+    pub exp_avg_sq: u64,
+    /// Of the master copy; 0 if the tensor needs none.
+    pub master: u64,
+    /// What `mofo_add_tensor` will allocate: the buffers above that the caller does not bring, the
+    /// distances kept between them, thresholds and the name.
+    pub allocated: u64,
+    /// What a step of this tensor alone needs besides, at most: shared by all tensors of an optimizer.
+    pub scratch: u64,
+}
+
+// SAFETY: `repr(C)`, `Copy`, no padding: 8 × 5 = 40 bytes (asserted below).
+unsafe impl OutputStruct for mofo_state_sizes {
+    const NAME: &'static str = "mofo_state_sizes";
+    const VERSION_1_SIZE: u64 = 40;
+}
+
+const _: () = assert!(size_of::<mofo_state_sizes>() == 40);
+
+/// Fills `*tensor` with the defaults; `size` is `sizeof *tensor`.
+///
+/// Errors: `MOFO_ERROR_INVALID_ARGUMENT` if `tensor` is NULL or `size` is not that of a `mofo_tensor`.
+///
+/// # Safety
+///
+/// `tensor` is NULL or points to `size` writable bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mofo_tensor_init(tensor: *mut mofo_tensor, size: u64) -> i32 {
+    // SAFETY: the caller's promise is that of `initialise`.
+    wall(|| unsafe { initialise(tensor, size) })
+}
+
+/// Adds a tensor, allocates the state that the caller does not bring, and writes its index to `*index`.
+/// Indices count up from 0 and are never used again. The struct and the name may be freed afterwards; the
+/// buffers are used by every step.
+///
+/// Errors: `MOFO_ERROR_INVALID_ARGUMENT` for a value out of range or a name that is taken,
+/// `MOFO_ERROR_INVALID_BUFFER` for buffers that are misaligned or overlap each other (buffers of different
+/// tensors are compared at the step), `MOFO_ERROR_OUT_OF_MEMORY`.
+///
+/// # Safety
+///
+/// `optimizer` is NULL or alive, `tensor` is NULL or points to an initialised struct whose buffers hold
+/// `numel` elements each, `index` is NULL or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mofo_add_tensor(
+    optimizer: *mut mofo_optimizer,
+    tensor: *const mofo_tensor,
+    index: *mut u64,
+) -> i32 {
+    let add = |optimizer: &mut Optimizer| {
+        // SAFETY: the caller's promise about `tensor`.
+        let c = unsafe { read(tensor)? };
+        check_pointer("index", index)?;
+        // SAFETY: a name, if not NULL, is a NUL-terminated string (the caller's promise).
+        let name = unsafe { read_name("mofo_tensor.name", c.name)? };
+        let spec = tensor_spec(name, &c).map_err(|error| error.in_tensor(name))?;
+        let buffers = Buffers {
+            param: c.param.cast(),
+            grad: c.grad.cast(),
+            exp_avg: c.exp_avg.cast(),
+            exp_avg_sq: c.exp_avg_sq.cast(),
+            master: c.master.cast(),
+        };
+        // SAFETY: the caller's promise about the buffers.
+        let added = unsafe { optimizer.add_tensor_with_buffers(&spec, buffers)? };
+        // SAFETY: `index` is not NULL and aligned (checked above), and writable (the caller's promise).
+        unsafe { index.write(added) };
+        Ok(())
+    };
+    // SAFETY: the caller's promise about `optimizer`.
+    unsafe { with_optimizer(optimizer, add) }
+}
+
+/// Removes a tensor and frees what the library allocated for it. Its index is not used again.
+///
+/// Errors: `MOFO_ERROR_NOT_FOUND`.
+///
+/// # Safety
+///
+/// `optimizer` is NULL or alive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mofo_remove_tensor(optimizer: *mut mofo_optimizer, index: u64) -> i32 {
+    // SAFETY: the caller's promise about `optimizer`.
+    unsafe { with_optimizer(optimizer, |optimizer| optimizer.remove_tensor(index)) }
+}
+
+/// Writes the index of the tensor of that name to `*index`.
+///
+/// Errors: `MOFO_ERROR_NOT_FOUND`; `MOFO_ERROR_INVALID_ARGUMENT` for a NULL, empty or not UTF-8 name.
+///
+/// # Safety
+///
+/// `optimizer` is NULL or alive, `name` is NULL or a NUL-terminated string, `index` is NULL or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mofo_find_tensor(
+    optimizer: *mut mofo_optimizer,
+    name: *const c_char,
+    index: *mut u64,
+) -> i32 {
+    let find = |optimizer: &mut Optimizer| {
+        check_pointer("index", index)?;
+        // SAFETY: the caller's promise about `name`.
+        let name = unsafe { read_name("name", name)? };
+        let found = optimizer.find_tensor(name)?;
+        // SAFETY: `index` is not NULL and aligned (checked above), and writable (the caller's promise).
+        unsafe { index.write(found) };
+        Ok(())
+    };
+    // SAFETY: the caller's promise about `optimizer`.
+    unsafe { with_optimizer(optimizer, find) }
+}
+
+/// Binds a tensor to these buffers from now on. A NULL `grad` means that there is no gradient: steps leave
+/// the tensor and its step counter alone. A NULL `param` unbinds the parameter.
+///
+/// Errors: `MOFO_ERROR_NOT_FOUND`, `MOFO_ERROR_INVALID_BUFFER` for a buffer that is misaligned or overlaps
+/// another one of this tensor. Buffers of different tensors are compared at the step, so that they may be
+/// moved one after the other.
+///
+/// # Safety
+///
+/// `optimizer` is NULL or alive; the buffers are NULL or hold as many elements as the tensor, as long as
+/// they are bound.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mofo_bind_tensor(
+    optimizer: *mut mofo_optimizer,
+    index: u64,
+    param: *mut c_void,
+    grad: *const c_void,
+) -> i32 {
+    // SAFETY: the caller's promise about the buffers.
+    let bind = |optimizer: &mut Optimizer| unsafe {
+        optimizer.bind_tensor(index, param.cast(), grad.cast())
+    };
+    // SAFETY: the caller's promise about `optimizer`.
+    unsafe { with_optimizer(optimizer, bind) }
+}
+
+/// Writes how much memory a tensor will need in an optimizer with these options, before anything is
+/// allocated. The tensor's name is not looked at, nor are `param` and `grad`; of `exp_avg`, `exp_avg_sq`
+/// and `master` only whether they are NULL.
+///
+/// Errors: `MOFO_ERROR_INVALID_ARGUMENT` for a value out of range.
+///
+/// # Safety
+///
+/// `options` and `tensor` are NULL or point to initialised structs, `sizes` is NULL or points to `size`
+/// writable bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mofo_state_size(
+    options: *const mofo_options,
+    tensor: *const mofo_tensor,
+    sizes: *mut mofo_state_sizes,
+    size: u64,
+) -> i32 {
+    wall(|| {
+        // SAFETY: the caller's promise about `options`.
+        let options = unsafe { read_options(options)? };
+        // SAFETY: the caller's promise about `tensor`.
+        let c = unsafe { read(tensor)? };
+        check_output(sizes, size)?;
+        let spec = tensor_spec("", &c)?;
+        let caller = [
+            !c.exp_avg.is_null(),
+            !c.exp_avg_sq.is_null(),
+            !c.master.is_null(),
+        ];
+        let found = crate::optimizer::state_size(&options, &spec, caller)?;
+        let found = mofo_state_sizes {
+            exp_avg: found.exp_avg,
+            exp_avg_sq: found.exp_avg_sq,
+            master: found.master,
+            allocated: found.allocated,
+            scratch: found.scratch,
+        };
+        // SAFETY: `sizes` was checked above and has room for `size` bytes (the caller's promise).
+        unsafe { super::structs::write(found, sizes, size) };
+        Ok(())
+    })
+}
+
+/// Writes what the library keeps for a tensor to `*info`; `size` is `sizeof *info`.
+///
+/// Errors: `MOFO_ERROR_NOT_FOUND`.
+///
+/// # Safety
+///
+/// `optimizer` is NULL or alive, `info` is NULL or points to `size` writable bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mofo_tensor_state(
+    optimizer: *mut mofo_optimizer,
+    index: u64,
+    info: *mut mofo_tensor_info,
+    size: u64,
+) -> i32 {
+    let ask = |optimizer: &mut Optimizer| {
+        check_output(info, size)?;
+        let state = optimizer.tensor_state(index)?;
+        let found = mofo_tensor_info {
+            name: state.name.as_ptr(),
+            numel: state.numel,
+            num_blocks: state.num_blocks,
+            step_count: state.step_count,
+            exp_avg: state.exp_avg.cast(),
+            exp_avg_sq: state.exp_avg_sq.cast(),
+            master: state.master,
+            thresholds: state.thresholds.as_ptr(),
+            param_dtype: dtype_number(state.param_dtype),
+            grad_dtype: dtype_number(state.grad_dtype),
+            state_dtype: state_dtype_number(state.state_dtype),
+            reserved: 0,
+        };
+        // SAFETY: `info` was checked above and has room for `size` bytes (the caller's promise).
+        unsafe { super::structs::write(found, info, size) };
+        Ok(())
+    };
+    // SAFETY: the caller's promise about `optimizer`.
+    unsafe { with_optimizer(optimizer, ask) }
+}
+
+/// Sets how many steps a tensor's moments have seen: the next step is number `step_count + 1`. With 0 the
+/// next step starts the moments at zero and the master copy from the parameter. Use it after moments were
+/// restored through the pointers of `mofo_tensor_state`.
+///
+/// Errors: `MOFO_ERROR_NOT_FOUND`, `MOFO_ERROR_INVALID_ARGUMENT` above 2^63 - 1.
+///
+/// # Safety
+///
+/// `optimizer` is NULL or alive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mofo_set_step_count(
+    optimizer: *mut mofo_optimizer,
+    index: u64,
+    step_count: u64,
+) -> i32 {
+    // SAFETY: the caller's promise about `optimizer`.
+    unsafe {
+        with_optimizer(optimizer, |optimizer| {
+            optimizer.set_step_count(index, step_count)
+        })
+    }
+}
+
+fn tensor_spec<'a>(name: &'a str, c: &mofo_tensor) -> Result<TensorSpec<'a>> {
+    Ok(TensorSpec {
+        name,
+        numel: c.numel,
+        num_blocks: c.num_blocks,
+        param_dtype: dtype("param_dtype", c.param_dtype)?,
+        grad_dtype: dtype("grad_dtype", c.grad_dtype)?,
+        update_fraction: unless_inherited(c.update_fraction),
+        weight_decay: unless_inherited(c.weight_decay),
+        learning_rate_scale: c.learning_rate_scale,
+        step_count: c.step_count,
+    })
+}
+
+/// `None` for `MOFO_INHERIT`.
+pub(super) fn unless_inherited(value: f64) -> Option<f64> {
+    (value != MOFO_INHERIT).then_some(value)
+}
+
+/// Borrows a C string as a name.
+///
+/// # Safety
+///
+/// `name` is NULL or a NUL-terminated string that outlives the result.
+unsafe fn read_name<'a>(what: &str, name: *const c_char) -> Result<&'a str> {
+    check_pointer(what, name)?;
+    // SAFETY: not NULL (checked above) and NUL-terminated (the caller's promise).
+    let name = unsafe { CStr::from_ptr(name) };
+    let name = name.to_str().map_err(|error| {
+        Error::new(
+            ErrorKind::InvalidArgument,
+            format_args!("{what} is not UTF-8: {error}"),
+        )
+    })?;
+    if name.is_empty() {
+        fail!(InvalidArgument, "{what} is empty");
+    }
+    Ok(name)
+}

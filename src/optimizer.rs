@@ -1,0 +1,774 @@
+//! The optimizer: its tensors, their step counters, and what is asked of the device in each step.
+
+use std::ffi::{CStr, c_void};
+
+use crate::backend::{Backend, GradientRequest, Job, RandomKeys};
+use crate::buffer::{GradRef, ParamMut};
+use crate::config::{
+    CpuTier, Dtype, Options, StateDtype, TensorSpec, at_least_zero, fraction, step_count,
+};
+use crate::environment::DefaultEnvironment;
+use crate::error::{Error, ErrorKind, Result, fail};
+use crate::memory::{Placement, try_reserve};
+use crate::rule::norm;
+use crate::rule::random::hash_name;
+use crate::rule::scalars::{Hyper, Scalars, gradient_factor};
+use crate::rule::select::rank;
+pub use crate::tensor::Buffers;
+use crate::tensor::{Brought, Extent, Tensor, state_layout};
+
+/// The Momentum-Filtered Optimizer over a set of tensors.
+///
+/// Parameters and gradients belong to the caller. Either they are lent to each [`Optimizer::step`], or raw
+/// pointers are bound once and used by [`Optimizer::step_bound`].
+#[derive(Debug)]
+pub struct Optimizer {
+    options: Options,
+    backend: Backend,
+    /// By index; removed tensors leave a gap.
+    tensors: Vec<Option<Tensor>>,
+    /// Numbers the calls that list tensors.
+    call: u64,
+    /// The bound buffers of all tensors together were seen not to overlap.
+    bindings_checked: bool,
+    participants: Vec<Participant>,
+    jobs: Vec<Job>,
+    extents: Vec<(Extent, u64)>,
+    #[cfg(test)]
+    pub(crate) panics_in_step: bool,
+}
+
+/// A tensor in a step, with the buffers of this step.
+#[derive(Clone, Copy, Debug)]
+struct Participant {
+    index: usize,
+    param: *mut u8,
+    grad: *const u8,
+}
+
+// SAFETY: participants are rebuilt in every call; between calls their pointers are not used.
+unsafe impl Send for Participant {}
+
+/// What is particular to one step.
+#[derive(Clone, Copy, Debug)]
+pub struct StepArgs<'a> {
+    /// η of this step; `None` is the optimizer's.
+    pub learning_rate: Option<f64>,
+    /// α of this step for the tensors without one of their own; `None` is the optimizer's.
+    pub update_fraction: Option<f64>,
+    /// Multiplies every gradient; finite. Default 1.
+    pub grad_scale: f64,
+    /// The global gradient norm, if the engine knows it, at least 0, with |grad_scale| included. A NaN or
+    /// infinite norm says that some gradient is.
+    pub grad_norm: Option<f64>,
+    /// The tensors to step, each at most once; `None` is all. For [`Optimizer::step`], which lists its
+    /// tensors itself, it must be `None`.
+    pub tensors: Option<&'a [u64]>,
+}
+
+impl Default for StepArgs<'_> {
+    fn default() -> Self {
+        Self {
+            learning_rate: None,
+            update_fraction: None,
+            grad_scale: 1.0,
+            grad_norm: None,
+            tensors: None,
+        }
+    }
+}
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// The global norm of the gradients, times |grad_scale|, before clipping; `None` where the step had no
+    /// use for it.
+    pub grad_norm: Option<f64>,
+    /// Entries of the tensors that took part.
+    pub entries: u64,
+    /// How many of them moved.
+    pub entries_selected: u64,
+    /// The step was left out: `skip_nonfinite` is on and a gradient was not finite.
+    pub skipped: bool,
+}
+
+/// A tensor's parameter and gradient for one [`Optimizer::step`].
+#[derive(Debug)]
+pub struct TensorBinding<'a> {
+    index: u64,
+    param: ParamMut<'a>,
+    grad: GradRef<'a>,
+}
+
+impl<'a> TensorBinding<'a> {
+    /// Lends these slices, as long as the tensor and of its dtypes.
+    pub fn new(index: u64, param: impl Into<ParamMut<'a>>, grad: impl Into<GradRef<'a>>) -> Self {
+        Self {
+            index,
+            param: param.into(),
+            grad: grad.into(),
+        }
+    }
+}
+
+/// What the optimizer keeps for a tensor. The pointers are valid until the tensor is removed or the
+/// optimizer dropped.
+#[derive(Debug)]
+pub struct TensorState<'a> {
+    /// The name.
+    pub name: &'a CStr,
+    /// Entries.
+    pub numel: u64,
+    /// Blocks.
+    pub num_blocks: u64,
+    /// Steps taken so far.
+    pub step_count: u64,
+    /// The parameter's type.
+    pub param_dtype: Dtype,
+    /// The gradient's type.
+    pub grad_dtype: Dtype,
+    /// The moments' type.
+    pub state_dtype: StateDtype,
+    /// The first moment, `numel` elements.
+    pub exp_avg: *mut c_void,
+    /// The second moment, `numel` elements.
+    pub exp_avg_sq: *mut c_void,
+    /// The master copy, `numel` elements, or null.
+    pub master: *mut f32,
+    /// Each block's threshold in the last step.
+    pub thresholds: &'a [f32],
+}
+
+/// The memory that an optimizer holds, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Moments and masters that the library allocated, with the distances between them.
+    pub state: u64,
+    /// Moments and masters in the caller's memory.
+    pub caller_state: u64,
+    /// Work space of a step.
+    pub scratch: u64,
+    /// Everything else.
+    pub bookkeeping: u64,
+    /// Tensors.
+    pub num_tensors: u64,
+    /// Entries of all tensors.
+    pub entries: u64,
+}
+
+/// The memory that a tensor will need, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateSize {
+    /// The first moment.
+    pub exp_avg: u64,
+    /// The second moment.
+    pub exp_avg_sq: u64,
+    /// The master copy; 0 if the tensor needs none.
+    pub master: u64,
+    /// What adding the tensor allocates.
+    pub allocated: u64,
+    /// What a step of this tensor alone needs besides, at most.
+    pub scratch: u64,
+}
+
+/// How much memory a tensor will need, if the caller brings these of first moment, second moment and master
+/// copy.
+///
+/// # Errors
+///
+/// If a setting is out of range.
+pub fn state_size(options: &Options, spec: &TensorSpec<'_>, brought: Brought) -> Result<StateSize> {
+    options.validate()?;
+    spec.validate()?;
+    let (sizes, placement) = state_layout(options, spec, brought)?;
+    Ok(StateSize {
+        exp_avg: sizes[0] as u64,
+        exp_avg_sq: sizes[1] as u64,
+        master: sizes[2] as u64,
+        allocated: allocated_by(spec, &placement),
+        scratch: crate::cpu::scratch_bound(spec.numel, spec.num_blocks),
+    })
+}
+
+/// Bytes that adding the tensor allocates.
+fn allocated_by(spec: &TensorSpec<'_>, placement: &Placement) -> u64 {
+    let name = spec.name.len() as u64 + 1;
+    let thresholds = spec.num_blocks.saturating_mul(size_of::<f32>() as u64);
+    (placement.allocated() as u64)
+        .saturating_add(thresholds)
+        .saturating_add(name)
+}
+
+impl Optimizer {
+    /// An optimizer without tensors. Starts no thread.
+    ///
+    /// # Errors
+    ///
+    /// If a setting is out of range, the CPU tier is not there, or memory is short.
+    pub fn new(options: Options) -> Result<Self> {
+        options.validate()?;
+        let backend = Backend::new(&options)?;
+        Ok(Self {
+            options,
+            backend,
+            tensors: Vec::new(),
+            call: 0,
+            bindings_checked: false,
+            participants: Vec::new(),
+            jobs: Vec::new(),
+            extents: Vec::new(),
+            #[cfg(test)]
+            panics_in_step: false,
+        })
+    }
+
+    /// Adds a tensor and allocates its state; its index. Indices count up from 0 and are not used again.
+    ///
+    /// # Errors
+    ///
+    /// If a setting is out of range, the name is taken, or memory is short.
+    pub fn add_tensor(&mut self, spec: &TensorSpec<'_>) -> Result<u64> {
+        // SAFETY: there are no buffers to promise anything about.
+        unsafe { self.add_tensor_with_buffers(spec, Buffers::default()) }
+    }
+
+    /// Adds a tensor that is bound to the caller's buffers from the start, or whose state lies in the caller's
+    /// memory.
+    ///
+    /// # Safety
+    ///
+    /// Until the tensor is removed, bound to others or the optimizer dropped, every buffer that is not null
+    /// is alive, holds `numel` elements, and is not touched by others during a call.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Optimizer::add_tensor`], and if the buffers are misaligned or overlap each other.
+    pub unsafe fn add_tensor_with_buffers(
+        &mut self,
+        spec: &TensorSpec<'_>,
+        buffers: Buffers,
+    ) -> Result<u64> {
+        spec.validate()?;
+        let name = spec.name;
+        if name.is_empty() || name.contains('\0') {
+            fail!(
+                InvalidArgument,
+                "tensor \"{name}\": the name must not be empty nor contain NUL"
+            );
+        }
+        if let Ok(index) = self.find_tensor(name) {
+            fail!(
+                InvalidArgument,
+                "tensor \"{name}\": the name is taken by tensor {index}; names must be unique"
+            );
+        }
+        try_reserve(&mut self.tensors, 1, "the tensor list")?;
+        let tensor =
+            Tensor::new(&self.options, spec, &buffers).map_err(|error| error.in_tensor(name))?;
+        self.tensors.push(Some(tensor));
+        self.bindings_checked = false;
+        Ok(self.tensors.len() as u64 - 1)
+    }
+
+    /// Removes a tensor and frees its state.
+    ///
+    /// # Errors
+    ///
+    /// If there is no tensor of that index.
+    pub fn remove_tensor(&mut self, index: u64) -> Result<()> {
+        self.tensor(index)?;
+        self.tensors[index as usize] = None;
+        Ok(())
+    }
+
+    /// The index of the tensor of that name.
+    ///
+    /// # Errors
+    ///
+    /// If there is none.
+    pub fn find_tensor(&self, name: &str) -> Result<u64> {
+        let name_hash = hash_name(name);
+        let found = self.tensors.iter().position(|tensor| {
+            tensor
+                .as_ref()
+                .is_some_and(|tensor| tensor.name_hash == name_hash && tensor.name() == name)
+        });
+        match found {
+            Some(index) => Ok(index as u64),
+            None => fail!(NotFound, "no tensor has the name \"{name}\""),
+        }
+    }
+
+    /// Binds a tensor to these buffers from now on; null unbinds.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Optimizer::add_tensor_with_buffers`].
+    ///
+    /// # Errors
+    ///
+    /// If there is no tensor of that index, or the buffers are misaligned or overlap each other or the
+    /// tensor's state.
+    pub unsafe fn bind_tensor(
+        &mut self,
+        index: u64,
+        param: *mut c_void,
+        grad: *const c_void,
+    ) -> Result<()> {
+        let tensor = self.tensor_mut(index)?;
+        let (param, grad) = (param.cast(), grad.cast());
+        tensor
+            .check_own_buffers(param, grad)
+            .map_err(|error| error.in_tensor(tensor.name()))?;
+        tensor.param = param;
+        tensor.grad = grad;
+        self.bindings_checked = false;
+        Ok(())
+    }
+
+    /// Sets how many steps a tensor's moments have seen. With 0 the next step starts them anew.
+    ///
+    /// # Errors
+    ///
+    /// If there is no tensor of that index, or the count is above 2^63 - 1.
+    pub fn set_step_count(&mut self, index: u64, count: u64) -> Result<()> {
+        let tensor = self.tensor_mut(index)?;
+        step_count(count).map_err(|error| error.in_tensor(tensor.name()))?;
+        tensor.step_count = count;
+        Ok(())
+    }
+
+    /// What is kept for a tensor.
+    ///
+    /// # Errors
+    ///
+    /// If there is no tensor of that index.
+    pub fn tensor_state(&self, index: u64) -> Result<TensorState<'_>> {
+        let tensor = self.tensor(index)?;
+        Ok(TensorState {
+            name: tensor.c_name(),
+            numel: tensor.numel,
+            num_blocks: tensor.num_blocks,
+            step_count: tensor.step_count,
+            param_dtype: tensor.param_dtype,
+            grad_dtype: tensor.grad_dtype,
+            state_dtype: tensor.state_dtype,
+            exp_avg: tensor.exp_avg.cast(),
+            exp_avg_sq: tensor.exp_avg_sq.cast(),
+            master: tensor.master,
+            thresholds: &tensor.thresholds,
+        })
+    }
+
+    /// How much memory the optimizer holds.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        let mut memory = Memory {
+            state: 0,
+            caller_state: 0,
+            scratch: self.backend.scratch_bytes(),
+            bookkeeping: (size_of::<Self>()
+                + self.tensors.capacity() * size_of::<Option<Tensor>>()
+                + self.participants.capacity() * size_of::<Participant>()
+                + self.jobs.capacity() * size_of::<Job>()
+                + self.extents.capacity() * size_of::<(Extent, u64)>())
+                as u64,
+            num_tensors: 0,
+            entries: 0,
+        };
+        for tensor in self.tensors.iter().flatten() {
+            let (owned, caller) = tensor.state_memory();
+            memory.state += owned;
+            memory.caller_state += caller;
+            memory.bookkeeping += tensor.bookkeeping();
+            memory.num_tensors += 1;
+            memory.entries += tensor.numel;
+        }
+        memory
+    }
+
+    /// The instruction set in use.
+    #[must_use]
+    pub fn cpu_tier(&self) -> CpuTier {
+        self.backend.cpu_tier()
+    }
+
+    /// Takes a step of the tensors that are lent here.
+    ///
+    /// # Errors
+    ///
+    /// If an argument is out of range, a tensor is unknown or listed twice, a slice has another length or
+    /// type than its tensor, or a derived scalar is not finite. Nothing has changed then.
+    pub fn step(
+        &mut self,
+        args: &StepArgs<'_>,
+        bindings: &mut [TensorBinding<'_>],
+    ) -> Result<StepReport> {
+        self.list_bindings(args, bindings)?;
+        // SAFETY: slices are alive, valid, of the tensors' lengths and types (checked in `list_bindings`),
+        // and borrowed for this call.
+        unsafe { self.step_participants(args) }
+    }
+
+    /// Takes a step of the bound tensors, or of those listed in `args`.
+    ///
+    /// # Safety
+    ///
+    /// The bound buffers keep the promise of [`Optimizer::add_tensor_with_buffers`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`Optimizer::step`], and if no tensor is bound, one has a gradient but no parameter, or
+    /// buffers overlap.
+    pub unsafe fn step_bound(&mut self, args: &StepArgs<'_>) -> Result<StepReport> {
+        self.list_bound(args)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.step_participants(args) }
+    }
+
+    /// The global norm of the gradients of the bound tensors, or of those listed in `args`, times
+    /// |grad_scale|.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Optimizer::step_bound`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`Optimizer::step_bound`].
+    pub unsafe fn grad_norm_bound(&mut self, args: &StepArgs<'_>) -> Result<f64> {
+        self.list_bound(args)?;
+        let _environment = DefaultEnvironment::enter();
+        check_args(args)?;
+        self.make_jobs(args)?;
+        // SAFETY: the caller's promise.
+        let sum = unsafe { self.backend.sum_of_squares(&self.jobs)? };
+        Ok(norm::norm(sum, args.grad_scale))
+    }
+
+    /// Takes the step of `self.participants`.
+    ///
+    /// # Safety
+    ///
+    /// Their buffers are alive, as large as the tensors, and used by nobody else.
+    unsafe fn step_participants(&mut self, args: &StepArgs<'_>) -> Result<StepReport> {
+        #[cfg(test)]
+        assert!(!self.panics_in_step, "a test asked for it");
+        let _environment = DefaultEnvironment::enter();
+        check_args(args)?;
+        self.check_overlaps()?;
+        self.make_jobs(args)?;
+        let request = GradientRequest {
+            grad_scale: args.grad_scale,
+            grad_norm: args.grad_norm,
+            max_grad_norm: self.options.max_grad_norm,
+            skip_nonfinite: self.options.skip_nonfinite,
+        };
+        // SAFETY: the caller's promise; null, alignment and overlap were checked.
+        let outcome = unsafe { self.backend.step(&mut self.jobs, &request)? };
+        if !outcome.skipped {
+            for participant in &self.participants {
+                if let Some(tensor) = &mut self.tensors[participant.index] {
+                    tensor.step_count += 1;
+                }
+            }
+        }
+        Ok(StepReport {
+            grad_norm: outcome.grad_norm,
+            entries: self.jobs.iter().map(|job| job.numel).sum(),
+            entries_selected: outcome.entries_selected,
+            skipped: outcome.skipped,
+        })
+    }
+
+    fn tensor(&self, index: u64) -> Result<&Tensor> {
+        let slot = usize::try_from(index)
+            .ok()
+            .and_then(|index| self.tensors.get(index));
+        match slot {
+            Some(Some(tensor)) => Ok(tensor),
+            Some(None) => fail!(NotFound, "tensor {index} was removed"),
+            None => fail!(
+                NotFound,
+                "tensor {index} does not exist; {} were added",
+                self.tensors.len()
+            ),
+        }
+    }
+
+    fn tensor_mut(&mut self, index: u64) -> Result<&mut Tensor> {
+        self.tensor(index)?;
+        // `tensor` has seen that it is there.
+        self.tensors[index as usize].as_mut().ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                format_args!("tensor {index} was removed"),
+            )
+        })
+    }
+
+    /// Lists a tensor; refuses one that is listed twice in a call.
+    fn list(&mut self, index: u64, param: *mut u8, grad: *const u8) -> Result<()> {
+        let call = self.call;
+        let tensor = self.tensor_mut(index)?;
+        if tensor.listed_in == call {
+            fail!(
+                InvalidArgument,
+                "tensor \"{}\" (index {index}) is listed twice; each may be listed once",
+                tensor.name()
+            );
+        }
+        tensor.listed_in = call;
+        if grad.is_null() {
+            return Ok(());
+        }
+        if param.is_null() {
+            fail!(
+                InvalidBuffer,
+                "tensor \"{}\": a gradient is bound, but param is NULL",
+                tensor.name()
+            );
+        }
+        try_reserve(&mut self.participants, 1, "the list of tensors")?;
+        self.participants.push(Participant {
+            index: index as usize,
+            param,
+            grad,
+        });
+        Ok(())
+    }
+
+    /// Makes `self.participants` the bound tensors of a call, in ascending order.
+    fn list_bound(&mut self, args: &StepArgs<'_>) -> Result<()> {
+        self.call += 1;
+        self.participants.clear();
+        if !self
+            .tensors
+            .iter()
+            .flatten()
+            .any(|tensor| !tensor.param.is_null())
+        {
+            fail!(
+                InvalidState,
+                "no tensor is bound: add tensors, and bind their parameters and gradients, before a step"
+            );
+        }
+        match args.tensors {
+            None => {
+                for index in 0..self.tensors.len() {
+                    if let Some(tensor) = &self.tensors[index] {
+                        let (param, grad) = (tensor.param, tensor.grad);
+                        self.list(index as u64, param, grad)?;
+                    }
+                }
+            }
+            Some(indices) => {
+                for &index in indices {
+                    let tensor = self.tensor(index)?;
+                    let (param, grad) = (tensor.param, tensor.grad);
+                    self.list(index, param, grad)?;
+                }
+                self.participants
+                    .sort_unstable_by_key(|participant| participant.index);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes `self.participants` the lent tensors of a call, in ascending order.
+    fn list_bindings(
+        &mut self,
+        args: &StepArgs<'_>,
+        bindings: &mut [TensorBinding<'_>],
+    ) -> Result<()> {
+        if args.tensors.is_some() {
+            fail!(
+                InvalidArgument,
+                "tensors must be None where the tensors are lent to the step"
+            );
+        }
+        self.call += 1;
+        self.participants.clear();
+        // The lent buffers are not those that were checked.
+        self.bindings_checked = false;
+        for binding in bindings {
+            let tensor = self.tensor(binding.index)?;
+            let (param, grad) = (&mut binding.param, &binding.grad);
+            let expected = (
+                tensor.numel,
+                tensor.param_dtype,
+                tensor.numel,
+                tensor.grad_dtype,
+            );
+            let lent = (
+                param.len() as u64,
+                param.dtype(),
+                grad.len() as u64,
+                grad.dtype(),
+            );
+            if lent != expected {
+                fail!(
+                    InvalidBuffer,
+                    "tensor \"{}\": the parameter and gradient lent are {} × {:?} and {} × {:?}; they must \
+                     be {} × {:?} and {} × {:?}",
+                    tensor.name(),
+                    lent.0,
+                    lent.1,
+                    lent.2,
+                    lent.3,
+                    expected.0,
+                    expected.1,
+                    expected.2,
+                    expected.3
+                );
+            }
+            let (param, grad) = (param.as_mut_ptr(), grad.as_ptr());
+            self.list(binding.index, param, grad)?;
+        }
+        self.participants
+            .sort_unstable_by_key(|participant| participant.index);
+        Ok(())
+    }
+
+    /// Refuses a step whose writable buffers overlap each other or a gradient.
+    fn check_overlaps(&mut self) -> Result<()> {
+        if self.bindings_checked {
+            return Ok(());
+        }
+        self.extents.clear();
+        try_reserve(
+            &mut self.extents,
+            5 * self.participants.len(),
+            "the overlap check",
+        )?;
+        for participant in &self.participants {
+            let Some(tensor) = &self.tensors[participant.index] else {
+                continue;
+            };
+            for extent in tensor.extents(participant.param, participant.grad) {
+                let extent = extent.map_err(|error| error.in_tensor(tensor.name()))?;
+                if let Some(extent) = extent {
+                    self.extents.push((extent, participant.index as u64));
+                }
+            }
+        }
+        self.extents
+            .sort_unstable_by_key(|(extent, _)| extent.start);
+        // Of all ranges that start before the present one, those that reach furthest.
+        let mut furthest: Option<&(Extent, u64)> = None;
+        let mut furthest_written: Option<&(Extent, u64)> = None;
+        for present in &self.extents {
+            let earlier = if present.0.written {
+                furthest
+            } else {
+                furthest_written
+            };
+            if let Some(earlier) = earlier.filter(|earlier| earlier.0.conflicts_with(&present.0)) {
+                let name = |index| self.tensor(index).map_or("", Tensor::name);
+                fail!(
+                    InvalidBuffer,
+                    "tensor \"{}\": {} ({:#x} to {:#x}) overlaps {} of tensor \"{}\" ({:#x} to {:#x})",
+                    name(present.1),
+                    present.0.what,
+                    present.0.start,
+                    present.0.end,
+                    earlier.0.what,
+                    name(earlier.1),
+                    earlier.0.start,
+                    earlier.0.end
+                );
+            }
+            let reaches_further = |furthest: Option<&(Extent, u64)>| {
+                furthest.is_none_or(|furthest| present.0.end > furthest.0.end)
+            };
+            if reaches_further(furthest) {
+                furthest = Some(present);
+            }
+            if present.0.written && reaches_further(furthest_written) {
+                furthest_written = Some(present);
+            }
+        }
+        // Only if every tensor was looked at, later steps of some of them need no further look.
+        self.bindings_checked = self.participants.len() == self.tensors.iter().flatten().count();
+        Ok(())
+    }
+
+    /// Makes `self.jobs` of `self.participants`.
+    fn make_jobs(&mut self, args: &StepArgs<'_>) -> Result<()> {
+        // An unusable factor is found here even where clipping would not reach it.
+        gradient_factor(args.grad_scale, 1.0)?;
+        self.jobs.clear();
+        try_reserve(
+            &mut self.jobs,
+            self.participants.len(),
+            "the work of a step",
+        )?;
+        let options = &self.options;
+        let default_fraction = args.update_fraction.unwrap_or(options.update_fraction);
+        for participant in &self.participants {
+            let Some(tensor) = &mut self.tensors[participant.index] else {
+                continue;
+            };
+            let hyper = Hyper {
+                learning_rate: args.learning_rate.unwrap_or(options.learning_rate),
+                learning_rate_scale: tensor.learning_rate_scale,
+                beta1: options.beta1,
+                beta2: options.beta2,
+                epsilon: options.epsilon,
+                weight_decay: tensor.weight_decay.unwrap_or(options.weight_decay),
+            };
+            let t = tensor.step_count + 1;
+            let scalars =
+                Scalars::new(&hyper, t).map_err(|error| error.in_tensor(tensor.name()))?;
+            let update_fraction = tensor.update_fraction.unwrap_or(default_fraction);
+            let block_numel = tensor.numel / tensor.num_blocks;
+            self.jobs.push(Job {
+                param: participant.param,
+                grad: participant.grad,
+                exp_avg: tensor.exp_avg,
+                exp_avg_sq: tensor.exp_avg_sq,
+                master: tensor.master,
+                thresholds: tensor.thresholds.as_mut_ptr().cast(),
+                param_dtype: tensor.param_dtype,
+                grad_dtype: tensor.grad_dtype,
+                state_dtype: tensor.state_dtype,
+                numel: tensor.numel,
+                block_numel,
+                rank: rank(update_fraction, block_numel),
+                everything_moves: update_fraction == 1.0,
+                first_step: t == 1,
+                scalars,
+                filter: options.filter,
+                weight_decay_scope: options.weight_decay_scope,
+                rounding: options.rounding,
+                random: RandomKeys::new(options.seed, tensor.name_hash, t),
+            });
+        }
+        Ok(())
+    }
+}
+
+fn check_args(args: &StepArgs<'_>) -> Result<()> {
+    if let Some(value) = args.learning_rate {
+        at_least_zero("learning_rate", value)?;
+    }
+    if let Some(value) = args.update_fraction {
+        fraction("update_fraction", value)?;
+    }
+    if !args.grad_scale.is_finite() {
+        fail!(
+            InvalidArgument,
+            "grad_scale is {}; it must be finite",
+            args.grad_scale
+        );
+    }
+    if let Some(norm) = args.grad_norm
+        && norm < 0.0
+    {
+        fail!(
+            InvalidArgument,
+            "grad_norm is {norm}; it must be at least 0"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,271 @@
+//! What the optimizer keeps for each tensor.
+
+use std::ffi::{CStr, c_void};
+
+use crate::config::{Dtype, Options, StateDtype, TensorSpec};
+use crate::error::{Error, Result, fail};
+use crate::memory::{PARTS, Placement, StateMemory, try_with_capacity};
+use crate::rule::random::hash_name;
+
+/// A caller's buffers for one tensor. Null pointers: not bound yet (`param`, `grad`), or to be allocated by
+/// the library (the others).
+#[derive(Clone, Copy, Debug)]
+pub struct Buffers {
+    /// The parameter, `numel` elements of its dtype.
+    pub param: *mut c_void,
+    /// The gradient, `numel` elements of its dtype.
+    pub grad: *const c_void,
+    /// The first moment, `numel` elements of the optimizer's state dtype.
+    pub exp_avg: *mut c_void,
+    /// The second moment, likewise.
+    pub exp_avg_sq: *mut c_void,
+    /// The master copy, `numel` f32; only for 16-bit parameters with `master_weights`.
+    pub master: *mut c_void,
+}
+
+impl Default for Buffers {
+    fn default() -> Self {
+        Self {
+            param: std::ptr::null_mut(),
+            grad: std::ptr::null(),
+            exp_avg: std::ptr::null_mut(),
+            exp_avg_sq: std::ptr::null_mut(),
+            master: std::ptr::null_mut(),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Tensor {
+    /// UTF-8, with a NUL at the end and nowhere else.
+    name: Vec<u8>,
+    pub(crate) name_hash: u64,
+    pub(crate) numel: u64,
+    pub(crate) num_blocks: u64,
+    pub(crate) param_dtype: Dtype,
+    pub(crate) grad_dtype: Dtype,
+    pub(crate) state_dtype: StateDtype,
+    pub(crate) update_fraction: Option<f64>,
+    pub(crate) weight_decay: Option<f64>,
+    pub(crate) learning_rate_scale: f64,
+    pub(crate) step_count: u64,
+    pub(crate) param: *mut u8,
+    pub(crate) grad: *const u8,
+    pub(crate) exp_avg: *mut u8,
+    pub(crate) exp_avg_sq: *mut u8,
+    pub(crate) master: *mut f32,
+    /// What of the state the library allocated.
+    memory: Option<StateMemory>,
+    state_bytes: [usize; PARTS],
+    allocated_state: usize,
+    pub(crate) thresholds: Vec<f32>,
+    /// The last call that this tensor was listed in; to notice one that is listed twice.
+    pub(crate) listed_in: u64,
+}
+
+// SAFETY: the pointers are to memory that the caller lends to whichever thread uses the optimizer, or to
+// `memory`.
+unsafe impl Send for Tensor {}
+
+/// A contiguous buffer of a tensor, as an address range.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extent {
+    pub(crate) start: usize,
+    pub(crate) end: usize,
+    pub(crate) what: &'static str,
+    /// Gradients may overlap gradients.
+    pub(crate) written: bool,
+}
+
+impl Extent {
+    /// Refuses a buffer that is misaligned or wraps around the address space.
+    pub(crate) fn new(
+        what: &'static str,
+        start: *const u8,
+        numel: u64,
+        size: usize,
+        written: bool,
+    ) -> Result<Self> {
+        let address = start as usize;
+        if !address.is_multiple_of(size) {
+            fail!(
+                InvalidBuffer,
+                "{what} is {start:p}; it must be a multiple of {size}, the size of its elements"
+            );
+        }
+        let bytes = (numel as usize).checked_mul(size);
+        let Some(end) = bytes.and_then(|bytes| address.checked_add(bytes)) else {
+            fail!(
+                InvalidBuffer,
+                "{what} is {start:p}; {numel} elements of {size} bytes go beyond the address space"
+            );
+        };
+        Ok(Self {
+            start: address,
+            end,
+            what,
+            written,
+        })
+    }
+
+    pub(crate) fn conflicts_with(&self, other: &Self) -> bool {
+        (self.written || other.written) && self.start < other.end && other.start < self.end
+    }
+}
+
+/// What of the state the caller brings: first moment, second moment, master copy.
+pub(crate) type Brought = [bool; PARTS];
+
+/// The sizes of a tensor's state, and of the allocation for what the caller does not bring.
+pub(crate) fn state_layout(
+    options: &Options,
+    spec: &TensorSpec<'_>,
+    brought: Brought,
+) -> Result<([usize; PARTS], Placement)> {
+    let numel = spec.numel as usize;
+    let has_master = options.master_weights && spec.param_dtype != Dtype::F32;
+    let element = options.state_dtype.size();
+    // `TensorSpec::validate` keeps numel · 4 within the address space.
+    let sizes = [
+        numel * element,
+        numel * element,
+        if has_master { numel * 4 } else { 0 },
+    ];
+    let mut allocated = sizes;
+    for (size, brought) in allocated.iter_mut().zip(brought) {
+        if brought {
+            *size = 0;
+        }
+    }
+    let placement =
+        Placement::new(allocated).ok_or_else(|| Error::out_of_memory("the moments", usize::MAX))?;
+    Ok((sizes, placement))
+}
+
+impl Tensor {
+    /// Checks and allocates.
+    pub(crate) fn new(options: &Options, spec: &TensorSpec<'_>, buffers: &Buffers) -> Result<Self> {
+        let brought = [
+            !buffers.exp_avg.is_null(),
+            !buffers.exp_avg_sq.is_null(),
+            !buffers.master.is_null(),
+        ];
+        let (state_bytes, placement) = state_layout(options, spec, brought)?;
+        if brought[2] && state_bytes[2] == 0 {
+            fail!(
+                InvalidBuffer,
+                "master is {:p}, but the tensor has no master copy: that takes master_weights and a \
+                 parameter of 16 bits; it must be NULL",
+                buffers.master
+            );
+        }
+
+        let mut name = try_with_capacity(spec.name.len() + 1, "the tensor's name")?;
+        name.extend_from_slice(spec.name.as_bytes());
+        name.push(0);
+        let mut thresholds = try_with_capacity(spec.num_blocks as usize, "the thresholds")?;
+        thresholds.resize(spec.num_blocks as usize, 0.0);
+        let mut tensor = Self {
+            name,
+            name_hash: hash_name(spec.name),
+            numel: spec.numel,
+            num_blocks: spec.num_blocks,
+            param_dtype: spec.param_dtype,
+            grad_dtype: spec.grad_dtype,
+            state_dtype: options.state_dtype,
+            update_fraction: spec.update_fraction,
+            weight_decay: spec.weight_decay,
+            learning_rate_scale: spec.learning_rate_scale,
+            step_count: spec.step_count,
+            param: buffers.param.cast(),
+            grad: buffers.grad.cast(),
+            exp_avg: buffers.exp_avg.cast(),
+            exp_avg_sq: buffers.exp_avg_sq.cast(),
+            master: buffers.master.cast(),
+            memory: None,
+            state_bytes,
+            allocated_state: placement.allocated(),
+            thresholds,
+            listed_in: 0,
+        };
+        tensor.check_own_buffers(tensor.param, tensor.grad)?;
+        if let Some(memory) = StateMemory::new(placement)? {
+            if !brought[0] {
+                tensor.exp_avg = memory.part(0);
+            }
+            if !brought[1] {
+                tensor.exp_avg_sq = memory.part(1);
+            }
+            if !brought[2] && state_bytes[2] > 0 {
+                tensor.master = memory.part(2).cast();
+            }
+            tensor.memory = Some(memory);
+        }
+        Ok(tensor)
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        // Made from a `&str` in `new`.
+        std::str::from_utf8(&self.name[..self.name.len() - 1]).unwrap_or_default()
+    }
+
+    pub(crate) fn c_name(&self) -> &CStr {
+        // `add_tensor` refuses names with a NUL, and `new` has added the one at the end.
+        CStr::from_bytes_with_nul(&self.name).unwrap_or_default()
+    }
+
+    /// Refuses a parameter and gradient that are misaligned or overlap each other or the state.
+    pub(crate) fn check_own_buffers(&self, param: *mut u8, grad: *const u8) -> Result<()> {
+        let mut extents = [None; 5];
+        for (slot, extent) in extents.iter_mut().zip(self.extents(param, grad)) {
+            *slot = extent?;
+        }
+        for (i, one) in extents.iter().flatten().enumerate() {
+            for other in extents.iter().flatten().skip(i + 1) {
+                if one.conflicts_with(other) {
+                    fail!(
+                        InvalidBuffer,
+                        "{} ({:#x} to {:#x}) overlaps {} ({:#x} to {:#x})",
+                        one.what,
+                        one.start,
+                        one.end,
+                        other.what,
+                        other.start,
+                        other.end
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The address ranges of all buffers that are not null, with this parameter and gradient.
+    pub(crate) fn extents(&self, param: *const u8, grad: *const u8) -> [Result<Option<Extent>>; 5] {
+        let state = self.state_dtype.size();
+        let extent = |what, start: *const u8, size, written| {
+            if start.is_null() {
+                return Ok(None);
+            }
+            Extent::new(what, start, self.numel, size, written).map(Some)
+        };
+        [
+            extent("param", param, self.param_dtype.size(), true),
+            extent("grad", grad, self.grad_dtype.size(), false),
+            extent("exp_avg", self.exp_avg, state, true),
+            extent("exp_avg_sq", self.exp_avg_sq, state, true),
+            extent("master", self.master.cast(), 4, true),
+        ]
+    }
+
+    /// Bytes of moments and master that the library allocated, and that the caller brought.
+    pub(crate) fn state_memory(&self) -> (u64, u64) {
+        let total: usize = self.state_bytes.iter().sum();
+        let owned = self.memory.as_ref().map_or(0, StateMemory::used);
+        (self.allocated_state as u64, (total - owned) as u64)
+    }
+
+    /// Bytes of everything else.
+    pub(crate) fn bookkeeping(&self) -> u64 {
+        (self.name.capacity() + self.thresholds.capacity() * size_of::<f32>()) as u64
+    }
+}
