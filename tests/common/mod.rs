@@ -1,0 +1,412 @@
+//! Runs steps through the library's Rust API and through the rule, and compares every bit.
+#![allow(dead_code)]
+
+use half::{bf16, f16};
+use mofo::rule::random::hash_name;
+use mofo::rule::scalars::{Hyper, gradient_factor};
+use mofo::rule::step::{Setup, StateMut, step};
+use mofo::rule::{convert, norm};
+use mofo::{
+    Dtype, GradRef, Optimizer, Options, ParamMut, StateDtype, StepArgs, TensorBinding, TensorSpec,
+};
+
+/// A small generator for test data (SplitMix64).
+pub struct Rng(u64);
+
+impl Rng {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        mofo::rule::random::mix64(self.0)
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.bits() % n.max(1) as u64) as usize
+    }
+
+    /// Roughly normal.
+    pub fn normal(&mut self) -> f32 {
+        let sum: f64 = (0..12).map(|_| self.bits() as f64 / u64::MAX as f64).sum();
+        (sum - 6.0) as f32
+    }
+}
+
+/// Sets of gradient values that are hard on selection and arithmetic.
+pub fn awkward_values() -> Vec<Vec<f32>> {
+    vec![
+        vec![0.0],
+        vec![-0.0, 0.0, 1.0],
+        vec![1.0],
+        vec![1.0, -1.0, 0.5, -0.5],
+        vec![1e-45, -1e-45, 1e-40, 1.2e-38, 0.0],
+        vec![1.0, f32::NAN, 2.0],
+        vec![1.0, f32::INFINITY, f32::NEG_INFINITY, -3.0],
+        vec![f32::MAX, f32::MIN, 1e38, 1e19, 1.0],
+        vec![f32::NAN],
+        vec![1.0, 1.0 + f32::EPSILON, 1.0 + 2.0 * f32::EPSILON],
+    ]
+}
+
+#[derive(Clone, Debug)]
+pub enum Param {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    BF16(Vec<bf16>),
+}
+
+#[derive(Clone, Debug)]
+pub enum Grad {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    BF16(Vec<bf16>),
+}
+
+impl Param {
+    fn as_mut(&mut self) -> ParamMut<'_> {
+        match self {
+            Self::F32(values) => values.into(),
+            Self::F16(values) => values.into(),
+            Self::BF16(values) => values.into(),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::F16(values) => values.len(),
+            Self::BF16(values) => values.len(),
+        }
+    }
+
+    fn dtype(&self) -> Dtype {
+        match self {
+            Self::F32(_) => Dtype::F32,
+            Self::F16(_) => Dtype::F16,
+            Self::BF16(_) => Dtype::BF16,
+        }
+    }
+
+    /// Bit patterns, with every NaN the same.
+    fn bits(&self) -> Vec<u32> {
+        match self {
+            Self::F32(values) => values.iter().map(|&x| bits(x)).collect(),
+            Self::F16(values) => {
+                values.iter().map(|x| if x.is_nan() { u32::MAX } else { x.to_bits().into() }).collect()
+            }
+            Self::BF16(values) => {
+                values.iter().map(|x| if x.is_nan() { u32::MAX } else { x.to_bits().into() }).collect()
+            }
+        }
+    }
+}
+
+impl Grad {
+    fn as_ref(&self) -> GradRef<'_> {
+        match self {
+            Self::F32(values) => values.into(),
+            Self::F16(values) => values.into(),
+            Self::BF16(values) => values.into(),
+        }
+    }
+
+    fn dtype(&self) -> Dtype {
+        match self {
+            Self::F32(_) => Dtype::F32,
+            Self::F16(_) => Dtype::F16,
+            Self::BF16(_) => Dtype::BF16,
+        }
+    }
+
+    fn widened(&self) -> Vec<f32> {
+        match self {
+            Self::F32(values) => values.clone(),
+            Self::F16(values) => {
+                values.iter().map(|x| convert::f16_to_f32(x.to_bits())).collect()
+            }
+            Self::BF16(values) => {
+                values.iter().map(|x| convert::bf16_to_f32(x.to_bits())).collect()
+            }
+        }
+    }
+}
+
+/// The bits of a float, with every NaN the same.
+fn bits(x: f32) -> u32 {
+    if x.is_nan() { u32::MAX } else { x.to_bits() }
+}
+
+/// A tensor with its gradients of each step.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    pub name: String,
+    pub param: Param,
+    /// Used in turn.
+    pub grads: Vec<Grad>,
+    pub num_blocks: usize,
+    pub update_fraction: Option<f64>,
+    pub weight_decay: Option<f64>,
+    pub learning_rate_scale: f64,
+}
+
+impl Tensor {
+    pub fn random(name: &str, numel: usize, param: Dtype, grad: Dtype, seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let grad_of = |rng: &mut Rng| {
+            let values = (0..numel).map(|_| rng.normal() * 0.01);
+            match grad {
+                Dtype::F32 => Grad::F32(values.collect()),
+                Dtype::F16 => Grad::F16(values.map(f16::from_f32).collect()),
+                Dtype::BF16 => Grad::BF16(values.map(bf16::from_f32).collect()),
+            }
+        };
+        let grads = (0..3).map(|_| grad_of(&mut rng)).collect();
+        let values = (0..numel).map(|_| rng.normal());
+        let param = match param {
+            Dtype::F32 => Param::F32(values.collect()),
+            Dtype::F16 => Param::F16(values.map(f16::from_f32).collect()),
+            Dtype::BF16 => Param::BF16(values.map(bf16::from_f32).collect()),
+        };
+        Self {
+            name: name.to_owned(),
+            param,
+            grads,
+            num_blocks: 1,
+            update_fraction: None,
+            weight_decay: None,
+            learning_rate_scale: 1.0,
+        }
+    }
+
+    pub fn numel(&self) -> usize {
+        self.param.len()
+    }
+}
+
+/// The moments of a tensor as the rule keeps them.
+enum State {
+    F32(Vec<f32>),
+    BF16(Vec<bf16>),
+}
+
+impl State {
+    fn zero(dtype: StateDtype, numel: usize) -> Self {
+        match dtype {
+            StateDtype::F32 => Self::F32(vec![0.0; numel]),
+            StateDtype::BF16 => Self::BF16(vec![bf16::ZERO; numel]),
+        }
+    }
+
+    fn as_mut(&mut self) -> StateMut<'_> {
+        match self {
+            Self::F32(values) => StateMut::F32(values),
+            Self::BF16(values) => StateMut::BF16(values),
+        }
+    }
+
+    /// The bits here and at `pointer` agree, NaN payloads aside.
+    fn equals(&self, pointer: *const std::ffi::c_void) -> bool {
+        match self {
+            Self::F32(values) => {
+                // SAFETY: the library's moments have as many elements as the tensor, of this type.
+                let theirs =
+                    unsafe { std::slice::from_raw_parts(pointer.cast::<f32>(), values.len()) };
+                values.iter().zip(theirs).all(|(&a, &b)| bits(a) == bits(b))
+            }
+            Self::BF16(values) => {
+                // SAFETY: as above.
+                let theirs =
+                    unsafe { std::slice::from_raw_parts(pointer.cast::<bf16>(), values.len()) };
+                values
+                    .iter()
+                    .zip(theirs)
+                    .all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan())
+            }
+        }
+    }
+}
+
+/// Called around a step.
+pub type Hook = Option<Box<dyn Fn()>>;
+
+/// Some steps of an optimizer.
+#[derive(Default)]
+pub struct Case<'a> {
+    pub options: Options,
+    pub tensors: Vec<Tensor>,
+    pub steps: usize,
+    pub args: StepArgs<'a>,
+    /// Which tensors each call of a step lists; empty: one call with all of them.
+    pub subsets: Vec<Vec<usize>>,
+    pub before_step: Hook,
+    pub after_step: Hook,
+}
+
+impl Case<'_> {
+    /// Runs the case through the library and the rule; panics at the first difference.
+    pub fn check(mut self) {
+        let mut expected: Vec<Reference> =
+            self.tensors.iter().map(|tensor| Reference::new(tensor, &self.options)).collect();
+        let mut optimizer = Optimizer::new(self.options.clone()).unwrap();
+        for tensor in &self.tensors {
+            let spec = TensorSpec {
+                num_blocks: tensor.num_blocks as u64,
+                param_dtype: tensor.param.dtype(),
+                grad_dtype: tensor.grads[0].dtype(),
+                update_fraction: tensor.update_fraction,
+                weight_decay: tensor.weight_decay,
+                learning_rate_scale: tensor.learning_rate_scale,
+                ..TensorSpec::new(&tensor.name, tensor.numel() as u64)
+            };
+            optimizer.add_tensor(&spec).unwrap();
+        }
+        if self.subsets.is_empty() {
+            self.subsets.push((0..self.tensors.len()).collect());
+        }
+        for step in 0..self.steps {
+            for subset in self.subsets.clone() {
+                self.one_call(&mut optimizer, &mut expected, step, &subset);
+            }
+            for (index, (tensor, expected)) in self.tensors.iter().zip(&expected).enumerate() {
+                self.compare(&optimizer, index, tensor, expected, step);
+            }
+        }
+    }
+
+    fn one_call(
+        &mut self,
+        optimizer: &mut Optimizer,
+        expected: &mut [Reference],
+        step: usize,
+        subset: &[usize],
+    ) {
+        let factor = self.gradient_factor(step, subset);
+        let mut selected = 0;
+        for &index in subset {
+            let tensor = &self.tensors[index];
+            selected += expected[index].step(&self.options, tensor, step, factor);
+        }
+        let mut bindings = Vec::new();
+        for (index, tensor) in self.tensors.iter_mut().enumerate() {
+            if subset.contains(&index) {
+                let grad = &tensor.grads[step % tensor.grads.len()];
+                bindings.push((index, TensorBinding::new(index as u64, tensor.param.as_mut(), grad.as_ref())));
+            }
+        }
+        bindings.sort_by_key(|(index, _)| subset.iter().position(|listed| listed == index));
+        let mut bindings: Vec<_> = bindings.into_iter().map(|(_, binding)| binding).collect();
+        if let Some(hook) = &self.before_step {
+            hook();
+        }
+        let report = optimizer.step(&self.args, &mut bindings);
+        if let Some(hook) = &self.after_step {
+            hook();
+        }
+        let report = report.unwrap();
+        assert!(!report.skipped);
+        assert_eq!(report.entries_selected, selected, "entries selected in step {step}");
+    }
+
+    /// The rule's s: the norm over the subset's tensors in ascending order, and clipping.
+    fn gradient_factor(&self, step: usize, subset: &[usize]) -> f32 {
+        let mut sums = Vec::new();
+        for (index, tensor) in self.tensors.iter().enumerate() {
+            if subset.contains(&index) {
+                let grad = tensor.grads[step % tensor.grads.len()].widened();
+                let mut chunks: Vec<f64> = grad
+                    .chunks(norm::CHUNK)
+                    .map(|chunk| norm::chunk_sum_of_squares(chunk.iter().copied()))
+                    .collect();
+                sums.push(norm::fold(&mut chunks));
+            }
+        }
+        let computed = norm::norm(norm::fold(&mut sums), self.args.grad_scale);
+        let norm = self.args.grad_norm.unwrap_or(computed);
+        let clip = norm::clip(norm, self.options.max_grad_norm);
+        gradient_factor(self.args.grad_scale, clip).unwrap()
+    }
+
+    fn compare(
+        &self,
+        optimizer: &Optimizer,
+        index: usize,
+        tensor: &Tensor,
+        expected: &Reference,
+        step: usize,
+    ) {
+        let state = optimizer.tensor_state(index as u64).unwrap();
+        let what = format!("{} ({} entries) after step {step}", tensor.name, tensor.numel());
+        let thresholds: Vec<u32> = state.thresholds.iter().map(|x| x.to_bits()).collect();
+        assert!(thresholds == expected.thresholds, "thresholds of {what}");
+        assert!(expected.exp_avg.equals(state.exp_avg), "exp_avg of {what}");
+        assert!(expected.exp_avg_sq.equals(state.exp_avg_sq), "exp_avg_sq of {what}");
+        assert!(expected.param.bits() == tensor.param.bits(), "param of {what}");
+        assert_eq!(state.master.is_null(), expected.master.is_none());
+        if let Some(master) = &expected.master {
+            let expected = State::F32(master.clone());
+            assert!(expected.equals(state.master.cast()), "master of {what}");
+        }
+        assert_eq!(state.step_count, expected.t);
+    }
+}
+
+/// A tensor as the rule sees it.
+struct Reference {
+    param: Param,
+    exp_avg: State,
+    exp_avg_sq: State,
+    master: Option<Vec<f32>>,
+    thresholds: Vec<u32>,
+    t: u64,
+}
+
+impl Reference {
+    fn new(tensor: &Tensor, options: &Options) -> Self {
+        let numel = tensor.numel();
+        let has_master = options.master_weights && tensor.param.dtype() != Dtype::F32;
+        Self {
+            param: tensor.param.clone(),
+            exp_avg: State::zero(options.state_dtype, numel),
+            exp_avg_sq: State::zero(options.state_dtype, numel),
+            master: has_master.then(|| vec![0.0; numel]),
+            thresholds: vec![0; tensor.num_blocks],
+            t: 0,
+        }
+    }
+
+    fn step(&mut self, options: &Options, tensor: &Tensor, step_number: usize, factor: f32) -> u64 {
+        self.t += 1;
+        let setup = Setup {
+            hyper: Hyper {
+                learning_rate: options.learning_rate,
+                learning_rate_scale: tensor.learning_rate_scale,
+                beta1: options.beta1,
+                beta2: options.beta2,
+                epsilon: options.epsilon,
+                weight_decay: tensor.weight_decay.unwrap_or(options.weight_decay),
+            },
+            update_fraction: tensor.update_fraction.unwrap_or(options.update_fraction),
+            num_blocks: tensor.num_blocks,
+            filter: options.filter,
+            weight_decay_scope: options.weight_decay_scope,
+            rounding: options.rounding,
+            seed: options.seed,
+            name_hash: hash_name(&tensor.name),
+            t: self.t,
+            gradient_factor: factor,
+        };
+        let outcome = step(
+            &setup,
+            self.param.as_mut(),
+            tensor.grads[step_number % tensor.grads.len()].as_ref(),
+            self.exp_avg.as_mut(),
+            self.exp_avg_sq.as_mut(),
+            self.master.as_deref_mut(),
+        )
+        .unwrap();
+        self.thresholds = outcome.thresholds;
+        outcome.selected
+    }
+}

@@ -1,0 +1,328 @@
+//! Every way of running a step gives the bits of the rule: all types, filters and settings, thread counts,
+//! the engine's own threads, tensors cut differently, subsets in any order, any floating-point mode.
+
+mod common;
+
+use std::ffi::c_void;
+
+use common::{Case, Grad, Param, Rng, Tensor, awkward_values};
+use mofo::{
+    Dtype, Filter, Options, ParallelFor, Rounding, StateDtype, StepArgs, Task, WeightDecayScope,
+};
+
+/// Lengths around the lanes of every tier, the tile of the selection, the chunk of the norm, and the sizes
+/// at which blocks are shared among threads and cut into pieces.
+const LENGTHS: [usize; 14] = [
+    1, 2, 7, 8, 9, 15, 16, 17, 63, 1023, 1025, 4097, 40_000, 140_001,
+];
+
+const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
+const STATES: [StateDtype; 2] = [StateDtype::F32, StateDtype::BF16];
+const FILTERS: [Filter; 4] = [
+    Filter::Momentum,
+    Filter::Gradient,
+    Filter::Update,
+    Filter::Random,
+];
+const SCOPES: [WeightDecayScope; 2] = [WeightDecayScope::Selected, WeightDecayScope::All];
+const ROUNDINGS: [Rounding; 2] = [Rounding::Nearest, Rounding::Stochastic];
+
+fn one_tensor(numel: usize, param: Dtype, grad: Dtype, seed: u64) -> Tensor {
+    Tensor::random("weight", numel, param, grad, seed)
+}
+
+#[test]
+fn every_combination_of_types_and_settings() {
+    let mut combinations = 0;
+    for param in DTYPES {
+        for grad in DTYPES {
+            for state_dtype in STATES {
+                for filter in FILTERS {
+                    for weight_decay_scope in SCOPES {
+                        for rounding in ROUNDINGS {
+                            for master_weights in [false, true] {
+                                for update_fraction in [0.07, 1.0] {
+                                    combinations += 1;
+                                    Case {
+                                        options: Options {
+                                            state_dtype,
+                                            filter,
+                                            weight_decay_scope,
+                                            rounding,
+                                            master_weights,
+                                            update_fraction,
+                                            weight_decay: 0.3,
+                                            learning_rate: 0.02,
+                                            num_threads: 1,
+                                            ..Options::default()
+                                        },
+                                        tensors: vec![one_tensor(333, param, grad, combinations)],
+                                        steps: 3,
+                                        ..Case::default()
+                                    }
+                                    .check();
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(combinations, 3 * 3 * 2 * 4 * 2 * 2 * 2 * 2);
+}
+
+#[test]
+fn awkward_lengths_fractions_and_blocks() {
+    for numel in LENGTHS {
+        for update_fraction in [1e-9, 0.001, 0.03, 0.5, 0.999, 1.0] {
+            for num_blocks in [1, 7, numel] {
+                if numel % num_blocks != 0 || numel / num_blocks > 1 && num_blocks > 1000 {
+                    continue;
+                }
+                let mut tensor = one_tensor(numel, Dtype::F32, Dtype::F32, numel as u64);
+                tensor.num_blocks = num_blocks;
+                Case {
+                    options: Options {
+                        update_fraction,
+                        num_threads: 2,
+                        ..Options::default()
+                    },
+                    tensors: vec![tensor],
+                    steps: 2,
+                    ..Case::default()
+                }
+                .check();
+            }
+        }
+    }
+}
+
+#[test]
+fn large_blocks_that_threads_share() {
+    for filter in FILTERS {
+        for num_threads in [1, 2, 3, 8] {
+            let mut tensor = one_tensor(3 * 70_001, Dtype::BF16, Dtype::F16, 5);
+            tensor.num_blocks = 3;
+            Case {
+                options: Options {
+                    filter,
+                    num_threads,
+                    state_dtype: StateDtype::BF16,
+                    update_fraction: 0.02,
+                    ..Options::default()
+                },
+                tensors: vec![tensor],
+                steps: 2,
+                ..Case::default()
+            }
+            .check();
+        }
+    }
+}
+
+#[test]
+fn ties_zeros_subnormals_infinities_and_nan() {
+    for filter in FILTERS {
+        for (i, values) in awkward_values().into_iter().enumerate() {
+            for numel in [5, 64, 1000, 50_000] {
+                for update_fraction in [0.1, 1.0] {
+                    let mut tensor = one_tensor(numel, Dtype::F32, Dtype::F32, 9);
+                    let mut rng = Rng::new(i as u64);
+                    tensor.grads = (0..3)
+                        .map(|_| {
+                            Grad::F32((0..numel).map(|_| values[rng.below(values.len())]).collect())
+                        })
+                        .collect();
+                    Case {
+                        options: Options {
+                            filter,
+                            update_fraction,
+                            num_threads: 2,
+                            weight_decay: 0.1,
+                            ..Options::default()
+                        },
+                        tensors: vec![tensor],
+                        steps: 3,
+                        ..Case::default()
+                    }
+                    .check();
+                }
+            }
+        }
+    }
+}
+
+/// A mixture of huge, small and tiny tensors of all types.
+fn mixture() -> Vec<Tensor> {
+    let mut tensors: Vec<Tensor> = (0..40)
+        .map(|i| {
+            let (param, grad) = (DTYPES[i % 3], DTYPES[i / 3 % 3]);
+            let numel = LENGTHS[i % LENGTHS.len()];
+            Tensor::random(&format!("tensor {i}"), numel, param, grad, i as u64)
+        })
+        .collect();
+    tensors[13].num_blocks = tensors[13].numel() / 3;
+    tensors[5].update_fraction = Some(1.0);
+    tensors[6].weight_decay = Some(0.5);
+    tensors[7].learning_rate_scale = 0.25;
+    tensors
+}
+
+fn mixture_options() -> Options {
+    Options {
+        state_dtype: StateDtype::BF16,
+        master_weights: false,
+        weight_decay: 0.01,
+        update_fraction: 0.05,
+        max_grad_norm: 1.0,
+        skip_nonfinite: true,
+        seed: 77,
+        ..Options::default()
+    }
+}
+
+#[test]
+fn every_number_of_threads() {
+    for num_threads in [1, 2, 3, 8] {
+        Case {
+            options: Options {
+                num_threads,
+                ..mixture_options()
+            },
+            tensors: mixture(),
+            steps: 3,
+            ..Case::default()
+        }
+        .check();
+    }
+}
+
+/// Tasks from last to first, on the calling thread.
+unsafe extern "C" fn backwards(_: *mut c_void, n: i64, task: Task, task_ctx: *mut c_void) {
+    for i in (0..n).rev() {
+        // SAFETY: the library's own task and context, each number once.
+        unsafe { task(task_ctx, i) };
+    }
+}
+
+/// A thread for every task.
+unsafe extern "C" fn scattered(_: *mut c_void, n: i64, task: Task, task_ctx: *mut c_void) {
+    let task_ctx = task_ctx as usize;
+    std::thread::scope(|scope| {
+        for i in 0..n {
+            // SAFETY: as above; the scope ends before the function returns.
+            scope.spawn(move || unsafe { task(task_ctx as *mut c_void, i) });
+        }
+    });
+}
+
+#[test]
+fn the_engines_own_threads() {
+    for function in [backwards, scattered as mofo::ParallelForFunction] {
+        for num_threads in [0, 1, 5] {
+            Case {
+                options: Options {
+                    num_threads,
+                    // SAFETY: both functions may be called from any thread, and return after all tasks.
+                    parallel_for: Some(unsafe { ParallelFor::new(function, std::ptr::null_mut()) }),
+                    ..mixture_options()
+                },
+                tensors: mixture(),
+                steps: 2,
+                ..Case::default()
+            }
+            .check();
+        }
+    }
+}
+
+#[test]
+fn subsets_in_any_order() {
+    // Without clipping, a step of each half, in whatever order, is a step of the whole.
+    let options = Options {
+        max_grad_norm: 0.0,
+        skip_nonfinite: false,
+        ..mixture_options()
+    };
+    let mut rng = Rng::new(3);
+    for _ in 0..3 {
+        let mut order: Vec<usize> = (0..40).collect();
+        for i in (1..order.len()).rev() {
+            order.swap(i, rng.below(i + 1));
+        }
+        let (one, other) = order.split_at(rng.below(40));
+        Case {
+            options: options.clone(),
+            tensors: mixture(),
+            steps: 2,
+            subsets: vec![one.to_vec(), other.to_vec()],
+            ..Case::default()
+        }
+        .check();
+    }
+}
+
+#[test]
+fn gradients_scaled_clipped_and_with_a_known_norm() {
+    for grad_scale in [1.0, 1.0 / 128.0, -2.5, 0.0] {
+        for grad_norm in [None, Some(0.5), Some(1e30)] {
+            for max_grad_norm in [0.0, 1e-3, 1e3] {
+                Case {
+                    options: Options {
+                        max_grad_norm,
+                        num_threads: 2,
+                        ..Options::default()
+                    },
+                    tensors: vec![
+                        one_tensor(5000, Dtype::F32, Dtype::BF16, 1),
+                        Tensor::random("other", 300_000, Dtype::F32, Dtype::F32, 2),
+                    ],
+                    steps: 2,
+                    args: StepArgs {
+                        grad_scale,
+                        grad_norm,
+                        ..StepArgs::default()
+                    },
+                    ..Case::default()
+                }
+                .check();
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_callers_floating_point_mode_does_not_matter() {
+    /// Flush to zero, denormals are zero, round up.
+    const ODD_MODE: u32 = 0x1F80 | 0x8040 | 0x4000;
+    let set = |mode: u32| {
+        // SAFETY: a valid MXCSR value from a local.
+        unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const mode) };
+    };
+    let mut tensor = one_tensor(70_000, Dtype::F16, Dtype::F32, 1);
+    tensor.grads = (0..3)
+        .map(|i| Grad::F32((0..70_000).map(|j| f32::from_bits(0x0080_0000 + i * 1000 + j)).collect()))
+        .collect();
+    tensor.param = Param::F16((0..70_000u32).map(|i| half::f16::from_bits((i % 0x0400) as u16)).collect());
+    let mut case = Case {
+        options: Options {
+            num_threads: 2,
+            learning_rate: 1e-7,
+            ..Options::default()
+        },
+        tensors: vec![tensor],
+        steps: 3,
+        ..Case::default()
+    };
+    case.before_step = Some(Box::new(move || set(ODD_MODE)));
+    case.after_step = Some(Box::new(move || {
+        let mut mode = 0u32;
+        // SAFETY: stores MXCSR into a local.
+        unsafe { std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut mode) };
+        set(0x1F80);
+        assert_eq!(mode & !0x3F, ODD_MODE, "the caller's mode is restored");
+    }));
+    case.check();
+}
