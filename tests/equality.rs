@@ -131,7 +131,11 @@ fn ties_zeros_subnormals_infinities_and_nan() {
                     let mut rng = Rng::new(i as u64);
                     tensor.grads = (0..3)
                         .map(|_| {
-                            Grad::F32((0..numel).map(|_| values[rng.below(values.len())]).collect())
+                            Grad::F32(
+                                (0..numel)
+                                    .map(|_| values[rng.below(values.len())])
+                                    .collect(),
+                            )
                         })
                         .collect();
                     Case {
@@ -303,9 +307,19 @@ fn the_callers_floating_point_mode_does_not_matter() {
     };
     let mut tensor = one_tensor(70_000, Dtype::F16, Dtype::F32, 1);
     tensor.grads = (0..3)
-        .map(|i| Grad::F32((0..70_000).map(|j| f32::from_bits(0x0080_0000 + i * 1000 + j)).collect()))
+        .map(|i| {
+            Grad::F32(
+                (0..70_000)
+                    .map(|j| f32::from_bits(0x0080_0000 + i * 1000 + j))
+                    .collect(),
+            )
+        })
         .collect();
-    tensor.param = Param::F16((0..70_000u32).map(|i| half::f16::from_bits((i % 0x0400) as u16)).collect());
+    tensor.param = Param::F16(
+        (0..70_000u32)
+            .map(|i| half::f16::from_bits((i % 0x0400) as u16))
+            .collect(),
+    );
     let mut case = Case {
         options: Options {
             num_threads: 2,

@@ -1,6 +1,6 @@
 //! The loops of a step, each written once over a vector and the buffers' element types.
 
-use super::element::{Grad, Moment, Param, Round};
+use super::element::{Grad, Moment, Param, Round, Single};
 use super::vector::{MAX_LANES, Vector, flush, magnitude, random, select_f32, uniform};
 use crate::backend::Job;
 use crate::config::{Filter, Rounding, WeightDecayScope};
@@ -272,7 +272,7 @@ fn for_spans(mut start: u64, len: u64, mut body: impl FnMut(u32, u64, usize)) {
     }
 }
 
-/// Steps the entries `start..start + len`, where magnitudes from `lowest` on move; how many did.
+/// Steps the entries `start..start + len`, fewer than 2^28, where magnitudes from `lowest` on move; how many did.
 ///
 /// # Safety
 ///
@@ -291,11 +291,12 @@ pub(super) unsafe fn step<V: Vector, P: Param<V>, G: Grad<V>, S: Moment<V>>(
         let place = Place::of(job).at::<V, P, G, S>(start as usize);
         let lanes = V::lane_numbers() + V::uint(start as u32);
         let whole = len - len % V::LANES;
+        let mut counts = V::uint(0);
         for i in (0..whole).step_by(V::LANES) {
             let entries = lanes + V::uint(i as u32);
             // SAFETY: `LANES` entries from `start + i` on lie within the range (the caller's promise).
             let moved = unsafe { pass.step::<V, P, G, S>(place.at::<V, P, G, S>(i), entries) };
-            selected += u64::from(V::count(moved));
+            counts = V::tally(counts, moved);
         }
         let rest = len - whole;
         if rest > 0 {
@@ -309,9 +310,10 @@ pub(super) unsafe fn step<V: Vector, P: Param<V>, G: Grad<V>, S: Moment<V>>(
                 let moved = pass.step::<V, P, G, S>(copied, lanes + V::uint(whole as u32));
                 copy::<V, P, G, S>(copied, place, rest, false);
                 let real = V::less(V::lane_numbers(), V::uint(rest as u32));
-                selected += u64::from(V::count(moved & real));
+                counts = V::tally(counts, moved & real);
             }
         }
+        selected += u64::from(V::sum(counts));
     });
     selected
 }
@@ -331,14 +333,8 @@ pub(super) unsafe fn keys<V: Vector, G: Grad<V>, S: Moment<V>>(
     let mut out = keys;
     for_spans(start, len as u64, |high, start, len| {
         let pass = Pass::new(job, high, 0);
-        // The parameter is not looked at, so its type does not matter.
-        let place = Place::of(job);
-        let at = |entries: usize| Place {
-            grad: place.grad.wrapping_add(entries * G::SIZE),
-            exp_avg: place.exp_avg.wrapping_add(entries * S::SIZE),
-            exp_avg_sq: place.exp_avg_sq.wrapping_add(entries * S::SIZE),
-            ..place
-        };
+        // The parameter is not looked at, so any type will do for it.
+        let place = Place::of(job).at::<V, Single, G, S>(start as usize);
         let lanes = V::lane_numbers() + V::uint(start as u32);
         let whole = len - len % V::LANES;
         for i in (0..whole).step_by(V::LANES) {
@@ -346,7 +342,7 @@ pub(super) unsafe fn keys<V: Vector, G: Grad<V>, S: Moment<V>>(
             // SAFETY: `LANES` entries from `start + i` on lie within the range, and `keys` has room for
             // them (the caller's promise).
             unsafe {
-                let found = pass.keys::<V, G, S>(at(start as usize + i), entries);
+                let found = pass.keys::<V, G, S>(place.at::<V, Single, G, S>(i), entries);
                 V::store_u32(out.add(i), found);
             }
         }
@@ -354,7 +350,7 @@ pub(super) unsafe fn keys<V: Vector, G: Grad<V>, S: Moment<V>>(
         if rest > 0 {
             let mut tail = Tail::ZERO;
             let copied = tail.place();
-            let from = at(start as usize + whole);
+            let from = place.at::<V, Single, G, S>(whole);
             let mut group = [0u32; MAX_LANES];
             // SAFETY: `rest` entries lie within the range, and `keys` has room for them (the caller's
             // promise); a tail and `group` have room for a whole group.
@@ -378,6 +374,65 @@ pub(super) unsafe fn keys<V: Vector, G: Grad<V>, S: Moment<V>>(
         // SAFETY: `keys` has room for `len`, so this is at most its end.
         out = unsafe { out.add(len) };
     });
+}
+
+/// Sorts the keys of the entries `start..start + len` into those above `high`, which are counted, and those
+/// from `low` to `high`, which are written to `found`. Returns both numbers. Changes nothing.
+///
+/// # Safety
+///
+/// As for [`keys`]; `found` has room for `len`.
+#[inline(always)]
+pub(super) unsafe fn collect<V: Vector, G: Grad<V>, S: Moment<V>>(
+    job: &Job,
+    start: u64,
+    len: usize,
+    (low, high): (u32, u32),
+    found: *mut u32,
+) -> (u64, usize) {
+    let mut above = 0u64;
+    let mut count = 0;
+    let mut group = [0u32; MAX_LANES];
+    let mut sort = |keys: &[u32]| {
+        for &key in keys {
+            // SAFETY: `count` is at most the number of keys seen so far, less than `len`.
+            unsafe { found.add(count).write(key) };
+            count += usize::from(low <= key && key <= high);
+        }
+    };
+    for_spans(start, len as u64, |high_index, start, len| {
+        let pass = Pass::new(job, high_index, 0);
+        let place = Place::of(job).at::<V, Single, G, S>(start as usize);
+        let lanes = V::lane_numbers() + V::uint(start as u32);
+        let whole = len - len % V::LANES;
+        let mut counts = V::uint(0);
+        for i in (0..whole).step_by(V::LANES) {
+            let entries = lanes + V::uint(i as u32);
+            // SAFETY: `LANES` entries from `start + i` on lie within the range (the caller's promise), and
+            // `group` has room for them.
+            unsafe {
+                let keys = pass.keys::<V, G, S>(place.at::<V, Single, G, S>(i), entries);
+                counts = V::tally(counts, V::less(V::uint(high), keys));
+                let between = V::at_least(keys, V::uint(low)) & V::at_least(V::uint(high), keys);
+                if V::any(between) {
+                    V::store_u32(group.as_mut_ptr(), keys);
+                    sort(&group[..V::LANES]);
+                }
+            }
+        }
+        above += u64::from(V::sum(counts));
+        let rest = len - whole;
+        if rest > 0 {
+            // SAFETY: the last entries of the range; `group` has room for them.
+            unsafe { keys::<V, G, S>(job, start + whole as u64, rest, group.as_mut_ptr()) };
+            above += group[..rest]
+                .iter()
+                .map(|&key| u64::from(key > high))
+                .sum::<u64>();
+            sort(&group[..rest]);
+        }
+    });
+    (above, count)
 }
 
 /// The sum of the squares of `len` gradients from entry `start` on: one chunk of the norm.

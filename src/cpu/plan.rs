@@ -3,6 +3,7 @@
 //! Work is cut by entries over all tensors, so that one huge tensor and a thousand tiny ones both occupy all
 //! threads. The cut never changes a result.
 
+use super::select::Range;
 use crate::backend::Job;
 use crate::error::Result;
 use crate::memory::try_reserve;
@@ -23,6 +24,15 @@ pub(super) struct Piece {
     pub(super) len: u64,
     /// Which search the piece belongs to, or where its chunk sums start.
     pub(super) slot: usize,
+}
+
+impl Piece {
+    pub(super) fn range(&self) -> Range {
+        Range {
+            start: self.start,
+            len: self.len,
+        }
+    }
 }
 
 /// True if the threshold of each of the tensor's blocks is searched for by all threads together.

@@ -185,11 +185,17 @@ impl<const N: usize> Vector for Lanes<N> {
     }
 
     #[inline(always)]
-    fn count(mask: Mask<N>) -> u32 {
-        let mut count = 0u32;
-        for lane in mask.0 {
-            count = count.wrapping_sub(lane);
-        }
-        count
+    fn tally(counts: U<N>, mask: Mask<N>) -> U<N> {
+        counts - U(mask.0)
+    }
+
+    #[inline(always)]
+    fn any(mask: Mask<N>) -> bool {
+        mask.0.iter().fold(0, |any, lane| any | lane) != 0
+    }
+
+    #[inline(always)]
+    fn sum(x: U<N>) -> u32 {
+        x.0.iter().fold(0, |sum, lane| sum.wrapping_add(*lane))
     }
 }

@@ -1,35 +1,288 @@
 //! The threshold of a block: the k-th largest key, exactly.
 //!
-//! Keys have 31 bits. A histogram of their upper digits tells which bucket holds the k-th largest; the next
-//! digit is then counted in that bucket alone, and so on until every bit is known. Keys are recomputed from
-//! the gradient and the moments in every round: nothing is written before all thresholds are known, and no
-//! memory is needed but the histograms.
+//! A sample of the block brackets the threshold. One pass then counts the keys above the bracket and collects
+//! those inside it, a small share of all; the threshold is among them, at a rank that is now known. Where the
+//! bracket turns out to be wrong or to hold too much (adversarial order, clusters, ties), the keys' digits
+//! are counted instead, from the top: three passes, and no assumption.
+//!
+//! Keys are recomputed from the gradient and the moments in every pass, so nothing is written before all
+//! thresholds are known. How the sample is drawn changes the time, never the result.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use super::plan::SMALL_BLOCK;
 use super::tier::Kernels;
 use crate::backend::Job;
+use crate::rule::convert::INFINITE;
+use crate::rule::random::mix32;
 use crate::rule::select::kth_largest;
+
+/// Keys that are computed at a time.
+const TILE: usize = 1024;
+/// Keys on one cache line of f32 gradients: the grain of the sample.
+const LINE: u64 = 16;
+/// One line in this many is sampled, of large blocks fewer.
+const SAMPLING: u64 = 4;
+const MOST_SAMPLED_LINES: u64 = 4096;
+/// Half the width of the bracket, in standard deviations of the sample's rank.
+const SIGMAS: f64 = 5.0;
+/// Collected keys that one thread keeps on its stack.
+const SMALL_CAPACITY: usize = 1 << 13;
+
+/// A range of entries of a block.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Range {
+    pub(super) start: u64,
+    pub(super) len: u64,
+}
+
+/// Keys that the threshold is expected to lie between, both included.
+type Bracket = (u32, u32);
+
+fn sampled_lines(len: u64) -> u64 {
+    (len / (LINE * SAMPLING)).min(MOST_SAMPLED_LINES)
+}
+
+/// Brackets the `rank`-th largest key of a range by a stratified sample. `sample` is work space.
+///
+/// # Safety
+///
+/// As for [`super::kernels::keys`]; `sample` has room for `LINE` keys of each sampled line.
+unsafe fn bracket(
+    kernels: &Kernels,
+    job: &Job,
+    range: Range,
+    rank: u64,
+    sample: &mut [u32],
+) -> Bracket {
+    let lines = sampled_lines(range.len);
+    let sample = &mut sample[..(lines * LINE) as usize];
+    let stratum = range.len / lines;
+    for (i, keys) in (0..lines).zip(sample.chunks_exact_mut(LINE as usize)) {
+        // A random line, so that no period of the data can hide from the sample.
+        let draw = u64::from(mix32(i as u32 ^ job.random.filter.span(0).first));
+        let offset = i * stratum + draw % (stratum - LINE + 1);
+        // SAFETY: the line lies within its stratum, within the range; there is room for it in `keys`.
+        unsafe { (kernels.keys)(job, range.start + offset, LINE as usize, keys.as_mut_ptr()) };
+    }
+    let n = sample.len() as f64;
+    let share = rank as f64 / range.len as f64;
+    let margin = SIGMAS * (n * share * (1.0 - share)).sqrt() + 2.0;
+    let lowest_rank = (n * share + margin).ceil().min(n);
+    let highest_rank = (n * share - margin).floor();
+    let low = if lowest_rank < n {
+        kth_largest(sample, lowest_rank as usize)
+    } else {
+        0
+    };
+    let high = if highest_rank >= 1.0 {
+        kth_largest(sample, highest_rank as usize)
+    } else {
+        INFINITE
+    };
+    (low, high)
+}
+
+/// The threshold among the keys that a bracket holds, if it is there: `above` keys lie above the bracket.
+fn settle(rank: u64, above: u64, inside: &mut [u32]) -> Option<u32> {
+    let rank = rank.checked_sub(above)?;
+    let found = 1 <= rank && rank <= inside.len() as u64;
+    found.then(|| kth_largest(inside, rank as usize))
+}
+
+/// The threshold of a block that one thread deals with alone.
+///
+/// # Safety
+///
+/// As for [`super::kernels::keys`]; the block has at most [`SMALL_BLOCK`] entries.
+pub(super) unsafe fn threshold_of_small_block(kernels: &Kernels, job: &Job, range: Range) -> u32 {
+    let mut inside = [0u32; SMALL_CAPACITY + TILE];
+    if range.len <= TILE as u64 {
+        let keys = &mut inside[..range.len as usize];
+        // SAFETY: the caller's promise; `keys` has room for the block.
+        unsafe { (kernels.keys)(job, range.start, keys.len(), keys.as_mut_ptr()) };
+        return kth_largest(keys, job.rank as usize);
+    }
+    const { assert!(SMALL_BLOCK / SAMPLING <= SMALL_CAPACITY as u64) };
+    // SAFETY: the caller's promise; the sample is at most a `SAMPLING`-th of a small block (asserted above).
+    let bracket = unsafe { bracket(kernels, job, range, job.rank, &mut inside) };
+    let (mut above, mut count, mut done) = (0, 0, 0);
+    while done < range.len && count <= SMALL_CAPACITY {
+        let n = (range.len - done).min(TILE as u64);
+        // SAFETY: a part of the block; a tile's keys have room behind `SMALL_CAPACITY` others.
+        let found = unsafe {
+            let to = inside.as_mut_ptr().add(count);
+            (kernels.collect)(job, range.start + done, n as usize, bracket, to)
+        };
+        above += found.0;
+        count += found.1;
+        done += n;
+    }
+    let settled = (done == range.len).then(|| settle(job.rank, above, &mut inside[..count]));
+    settled.flatten().unwrap_or_else(|| {
+        let mut search = DigitSearch::new(job.rank);
+        for digit in DIGITS {
+            let mut counts: Counts = [0; BUCKETS];
+            // SAFETY: the caller's promise.
+            unsafe { count_range(kernels, job, range, search.upper, digit, &mut counts) };
+            search.narrow(digit, |bucket| u64::from(counts[bucket]));
+        }
+        search.upper
+    })
+}
+
+/// The search for the threshold of a block that all threads work on together.
+#[derive(Debug)]
+pub(super) struct SharedSearch {
+    /// Which of the step's jobs.
+    pub(super) job: usize,
+    pub(super) block: Range,
+    /// Where the collected keys of this block are kept.
+    first_key: usize,
+    capacity: usize,
+    low: AtomicU32,
+    high: AtomicU32,
+    above: AtomicU64,
+    inside: AtomicUsize,
+}
+
+/// Memory for the collected keys of all blocks that are searched at once. Each search has a part of its own,
+/// in which its threads write disjoint elements.
+pub(super) struct Keys(pub(super) *mut u32);
+
+// SAFETY: see the type.
+unsafe impl Sync for Keys {}
+
+impl SharedSearch {
+    pub(super) fn new(job: usize, block: Range, first_key: usize) -> Self {
+        Self {
+            job,
+            block,
+            first_key,
+            capacity: Self::capacity(block.len),
+            low: AtomicU32::new(0),
+            high: AtomicU32::new(0),
+            above: AtomicU64::new(0),
+            inside: AtomicUsize::new(0),
+        }
+    }
+
+    /// Where the part of this search starts; 0 for the first of a wave.
+    pub(super) fn first_key(&self) -> usize {
+        self.first_key
+    }
+
+    /// How many keys of a block of this length may be collected: many times what a good bracket holds.
+    pub(super) fn capacity(len: u64) -> usize {
+        (len / 16).max(len.min(1 << 16)) as usize
+    }
+
+    /// Draws the sample.
+    ///
+    /// # Safety
+    ///
+    /// As for [`super::kernels::keys`]; `keys` has room for this search's part, and no other thread uses it.
+    pub(super) unsafe fn bracket(&self, kernels: &Kernels, job: &Job, keys: &Keys) {
+        // SAFETY: the caller's promise.
+        let sample = unsafe { self.keys(keys, self.capacity) };
+        // SAFETY: as above; a sample is at most a quarter of the block, and never above the capacity.
+        let (low, high) = unsafe { bracket(kernels, job, self.block, job.rank, sample) };
+        self.low.store(low, Ordering::Relaxed);
+        self.high.store(high, Ordering::Relaxed);
+    }
+
+    /// Collects the keys of one piece of the block. Any number of threads may do so at once.
+    ///
+    /// # Safety
+    ///
+    /// As for [`super::kernels::keys`]; `keys` has room for this search's part, which is used for nothing
+    /// else meanwhile.
+    pub(super) unsafe fn collect(&self, kernels: &Kernels, job: &Job, piece: Range, keys: &Keys) {
+        let bracket = (
+            self.low.load(Ordering::Relaxed),
+            self.high.load(Ordering::Relaxed),
+        );
+        let mut found = [0u32; TILE];
+        let (mut above, mut done) = (0, 0);
+        while done < piece.len {
+            let n = (piece.len - done).min(TILE as u64);
+            // SAFETY: a part of the piece; a tile's keys have room in `found`.
+            let (more_above, count) = unsafe {
+                (kernels.collect)(
+                    job,
+                    piece.start + done,
+                    n as usize,
+                    bracket,
+                    found.as_mut_ptr(),
+                )
+            };
+            above += more_above;
+            if count > 0 {
+                let place = self.inside.fetch_add(count, Ordering::Relaxed);
+                if place + count > self.capacity {
+                    // `settle` will see that there were too many.
+                    break;
+                }
+                // SAFETY: these places of this search's part were claimed by this thread alone.
+                unsafe {
+                    let to = keys.0.add(self.first_key + place);
+                    to.copy_from_nonoverlapping(found.as_ptr(), count);
+                }
+            }
+            done += n;
+        }
+        self.above.fetch_add(above, Ordering::Relaxed);
+    }
+
+    /// The threshold, after every piece was collected; `None` if the bracket was wrong or held too much.
+    ///
+    /// # Safety
+    ///
+    /// As for [`SharedSearch::bracket`].
+    pub(super) unsafe fn settle(&self, job: &Job, keys: &Keys) -> Option<u32> {
+        let count = self.inside.load(Ordering::Relaxed);
+        if count > self.capacity {
+            return None;
+        }
+        // SAFETY: the caller's promise.
+        let inside = unsafe { self.keys(keys, count) };
+        settle(job.rank, self.above.load(Ordering::Relaxed), inside)
+    }
+
+    /// The first `count` keys of this search's part.
+    ///
+    /// # Safety
+    ///
+    /// `keys` has room for this search's part, `count` is at most its capacity, and no other thread uses it.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn keys<'a>(&self, keys: &'a Keys, count: usize) -> &'a mut [u32] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(keys.0.add(self.first_key), count) }
+    }
+}
 
 /// The digits of a key, from the top: the lowest bit of each, and its size in bits.
 pub(super) const DIGITS: [(u32, u32); 3] = [(20, 11), (9, 11), (0, 9)];
 const BUCKETS: usize = 1 << 11;
-/// Keys that are computed at a time.
-const TILE: usize = 1024;
 
 /// How often each value of a digit occurs.
 type Counts = [u32; BUCKETS];
 
 /// What is known about the threshold so far: its upper bits, and its rank among the keys that share them.
 #[derive(Clone, Copy, Debug)]
-struct Search {
-    upper: u32,
+pub(super) struct DigitSearch {
+    /// The threshold, once all digits are known.
+    pub(super) upper: u32,
     rank: u64,
 }
 
-impl Search {
+impl DigitSearch {
+    pub(super) fn new(rank: u64) -> Self {
+        Self { upper: 0, rank }
+    }
+
     /// Goes on to the bucket that holds the rank, given how often each value of the digit occurs.
-    fn narrow(&mut self, (shift, bits): (u32, u32), count: impl Fn(usize) -> u64) {
+    pub(super) fn narrow(&mut self, (shift, bits): (u32, u32), count: impl Fn(usize) -> u64) {
         for bucket in (0..1usize << bits).rev() {
             let here = count(bucket);
             if self.rank <= here {
@@ -42,6 +295,43 @@ impl Search {
     }
 }
 
+/// Counts of a digit that threads add up together.
+#[derive(Debug)]
+pub(super) struct SharedCounts([AtomicU64; BUCKETS]);
+
+impl SharedCounts {
+    pub(super) fn new() -> Self {
+        Self([const { AtomicU64::new(0) }; BUCKETS])
+    }
+
+    pub(super) fn get(&self, bucket: usize) -> u64 {
+        self.0[bucket].load(Ordering::Relaxed)
+    }
+
+    /// Counts a digit of one piece of a block, of at most `u32::MAX` entries.
+    ///
+    /// # Safety
+    ///
+    /// As for [`super::kernels::keys`].
+    pub(super) unsafe fn add(
+        &self,
+        kernels: &Kernels,
+        job: &Job,
+        piece: Range,
+        upper: u32,
+        digit: (u32, u32),
+    ) {
+        let mut counts: Counts = [0; BUCKETS];
+        // SAFETY: the caller's promise.
+        unsafe { count_range(kernels, job, piece, upper, digit, &mut counts) };
+        for (total, &here) in self.0.iter().zip(&counts) {
+            if here != 0 {
+                total.fetch_add(u64::from(here), Ordering::Relaxed);
+            }
+        }
+    }
+}
+
 /// Counts a digit of the keys of a range that share the upper bits.
 ///
 /// # Safety
@@ -50,18 +340,17 @@ impl Search {
 unsafe fn count_range(
     kernels: &Kernels,
     job: &Job,
-    start: u64,
-    len: u64,
+    range: Range,
     upper: u32,
     (shift, bits): (u32, u32),
     counts: &mut Counts,
 ) {
     let mut keys = [0u32; TILE];
     let mut done = 0;
-    while done < len {
-        let n = (len - done).min(TILE as u64) as usize;
+    while done < range.len {
+        let n = (range.len - done).min(TILE as u64) as usize;
         // SAFETY: a part of the caller's range, and `keys` has room for it.
-        unsafe { (kernels.keys)(job, start + done, n, keys.as_mut_ptr()) };
+        unsafe { (kernels.keys)(job, range.start + done, n, keys.as_mut_ptr()) };
         let mask = (1u32 << bits) - 1;
         for &key in &keys[..n] {
             // Both sides lack the bits below the digit; above it they must agree.
@@ -71,100 +360,5 @@ unsafe fn count_range(
             }
         }
         done += n as u64;
-    }
-}
-
-/// The threshold of a block that one thread deals with alone.
-///
-/// # Safety
-///
-/// As for [`super::kernels::keys`]; the block has at most `u32::MAX` entries.
-pub(super) unsafe fn threshold_of_small_block(
-    kernels: &Kernels,
-    job: &Job,
-    start: u64,
-    len: u64,
-) -> u32 {
-    if len <= TILE as u64 {
-        let mut keys = [0u32; TILE];
-        // SAFETY: the caller's promise, and `keys` has room for `len`.
-        unsafe { (kernels.keys)(job, start, len as usize, keys.as_mut_ptr()) };
-        return kth_largest(&mut keys[..len as usize], job.rank as usize);
-    }
-    let mut search = Search {
-        upper: 0,
-        rank: job.rank,
-    };
-    for digit in DIGITS {
-        let mut counts: Counts = [0; BUCKETS];
-        // SAFETY: the caller's promise.
-        unsafe { count_range(kernels, job, start, len, search.upper, digit, &mut counts) };
-        search.narrow(digit, |bucket| u64::from(counts[bucket]));
-    }
-    search.upper
-}
-
-/// The search for the threshold of a block that all threads work on together.
-#[derive(Debug)]
-pub(super) struct SharedSearch {
-    search: Search,
-    counts: [AtomicU64; BUCKETS],
-}
-
-impl SharedSearch {
-    pub(super) fn new(rank: u64) -> Self {
-        Self {
-            search: Search { upper: 0, rank },
-            counts: [const { AtomicU64::new(0) }; BUCKETS],
-        }
-    }
-
-    /// Counts a digit in one piece of the block, of at most `u32::MAX` entries. Any number of threads may do
-    /// so at once.
-    ///
-    /// # Safety
-    ///
-    /// As for [`super::kernels::keys`].
-    pub(super) unsafe fn count(
-        &self,
-        kernels: &Kernels,
-        job: &Job,
-        start: u64,
-        len: u64,
-        digit: (u32, u32),
-    ) {
-        let mut counts: Counts = [0; BUCKETS];
-        // SAFETY: the caller's promise.
-        unsafe {
-            count_range(
-                kernels,
-                job,
-                start,
-                len,
-                self.search.upper,
-                digit,
-                &mut counts,
-            )
-        };
-        for (total, &here) in self.counts.iter().zip(&counts) {
-            if here != 0 {
-                total.fetch_add(u64::from(here), Ordering::Relaxed);
-            }
-        }
-    }
-
-    /// Ends a round: every piece was counted.
-    pub(super) fn narrow(&mut self, digit: (u32, u32)) {
-        let counts = &mut self.counts;
-        self.search
-            .narrow(digit, |bucket| counts[bucket].load(Ordering::Relaxed));
-        for count in counts {
-            *count.get_mut() = 0;
-        }
-    }
-
-    /// The threshold, once all digits are known.
-    pub(super) fn threshold(&self) -> u32 {
-        self.search.upper
     }
 }

@@ -11,6 +11,7 @@ pub(super) struct Kernels {
     pub(super) tier: CpuTier,
     pub(super) step: unsafe fn(&Job, u64, u64, u32) -> u64,
     pub(super) keys: unsafe fn(&Job, u64, usize, *mut u32),
+    pub(super) collect: unsafe fn(&Job, u64, usize, (u32, u32), *mut u32) -> (u64, usize),
     pub(super) sum_of_squares: unsafe fn(&Job, u64, usize) -> f64,
     pub(super) start: unsafe fn(&Job, u64, u64),
 }
@@ -41,6 +42,20 @@ macro_rules! for_step_types {
     };
 }
 
+/// Calls `$function::<Grad, Moment>` for the types of a job.
+macro_rules! for_moment_types {
+    ($job:ident, $function:ident $arguments:tt) => {
+        match ($job.grad_dtype, $job.state_dtype) {
+            (Dtype::F32, StateDtype::F32) => $function::<Single, Single> $arguments,
+            (Dtype::F32, StateDtype::BF16) => $function::<Single, HalfBf16> $arguments,
+            (Dtype::F16, StateDtype::F32) => $function::<HalfF16, Single> $arguments,
+            (Dtype::F16, StateDtype::BF16) => $function::<HalfF16, HalfBf16> $arguments,
+            (Dtype::BF16, StateDtype::F32) => $function::<HalfBf16, Single> $arguments,
+            (Dtype::BF16, StateDtype::BF16) => $function::<HalfBf16, HalfBf16> $arguments,
+        }
+    };
+}
+
 /// Compiles the loops for one vector under one set of target features.
 macro_rules! tier {
     ($module:ident, $tier:expr, $vector:ty $(, $features:literal)?) => {
@@ -50,7 +65,14 @@ macro_rules! tier {
 
             type V = $vector;
 
-            pub(super) const KERNELS: Kernels = Kernels { tier: $tier, step, keys, sum_of_squares, start };
+            pub(super) const KERNELS: Kernels = Kernels {
+                tier: $tier,
+                step,
+                keys,
+                collect,
+                sum_of_squares,
+                start,
+            };
 
             $(#[target_feature(enable = $features)])?
             #[inline(never)]
@@ -77,16 +99,23 @@ macro_rules! tier {
 
             unsafe fn keys(job: &Job, start: u64, len: usize, keys: *mut u32) {
                 // SAFETY: as for `step`.
-                unsafe {
-                    match (job.grad_dtype, job.state_dtype) {
-                        (Dtype::F32, StateDtype::F32) => keys_of::<Single, Single>(job, start, len, keys),
-                        (Dtype::F32, StateDtype::BF16) => keys_of::<Single, HalfBf16>(job, start, len, keys),
-                        (Dtype::F16, StateDtype::F32) => keys_of::<HalfF16, Single>(job, start, len, keys),
-                        (Dtype::F16, StateDtype::BF16) => keys_of::<HalfF16, HalfBf16>(job, start, len, keys),
-                        (Dtype::BF16, StateDtype::F32) => keys_of::<HalfBf16, Single>(job, start, len, keys),
-                        (Dtype::BF16, StateDtype::BF16) => keys_of::<HalfBf16, HalfBf16>(job, start, len, keys),
-                    }
-                }
+                unsafe { for_moment_types!(job, keys_of(job, start, len, keys)) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            #[inline(never)]
+            unsafe fn collect_of<G: Grad<V>, S: Moment<V>>(
+                job: &Job, start: u64, len: usize, range: (u32, u32), found: *mut u32,
+            ) -> (u64, usize) {
+                // SAFETY: the caller's promise.
+                unsafe { kernels::collect::<V, G, S>(job, start, len, range, found) }
+            }
+
+            unsafe fn collect(
+                job: &Job, start: u64, len: usize, range: (u32, u32), found: *mut u32,
+            ) -> (u64, usize) {
+                // SAFETY: as for `step`.
+                unsafe { for_moment_types!(job, collect_of(job, start, len, range, found)) }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -136,15 +165,15 @@ macro_rules! tier {
 }
 
 tier!(portable, CpuTier::Portable, crate::cpu::portable::Lanes<8>);
-
 impl Kernels {
-    /// The loops of this tier, or of the best that the machine has.
+    /// The loops of this tier, or of the best that there is.
     pub(super) fn choose(tier: Option<CpuTier>) -> Result<&'static Self> {
         match tier {
             None | Some(CpuTier::Portable) => Ok(&portable::KERNELS),
-            Some(tier @ (CpuTier::Avx2 | CpuTier::Avx512)) => fail!(
+            Some(tier) => fail!(
                 Unsupported,
-                "cpu_tier is {tier:?}, which this build or this machine lacks; it has Portable"
+                "cpu_tier is {tier:?}, which this build lacks; the best that it has is {:?}",
+                portable::KERNELS.tier
             ),
         }
     }

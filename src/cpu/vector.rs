@@ -72,8 +72,12 @@ pub(crate) trait Vector: Copy {
     fn at_least(x: Self::U, y: Self::U) -> Self::Mask;
     /// `x` where the mask is set, else `y`.
     fn select(mask: Self::Mask, x: Self::U, y: Self::U) -> Self::U;
-    /// How many lanes are set.
-    fn count(mask: Self::Mask) -> u32;
+    /// Adds 1 to the lanes that are set.
+    fn tally(counts: Self::U, mask: Self::Mask) -> Self::U;
+    /// True if a lane is set.
+    fn any(mask: Self::Mask) -> bool;
+    /// The sum of all lanes, each below 2^28.
+    fn sum(x: Self::U) -> u32;
 }
 
 /// No tier has more lanes.

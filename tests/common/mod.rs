@@ -93,12 +93,26 @@ impl Param {
     fn bits(&self) -> Vec<u32> {
         match self {
             Self::F32(values) => values.iter().map(|&x| bits(x)).collect(),
-            Self::F16(values) => {
-                values.iter().map(|x| if x.is_nan() { u32::MAX } else { x.to_bits().into() }).collect()
-            }
-            Self::BF16(values) => {
-                values.iter().map(|x| if x.is_nan() { u32::MAX } else { x.to_bits().into() }).collect()
-            }
+            Self::F16(values) => values
+                .iter()
+                .map(|x| {
+                    if x.is_nan() {
+                        u32::MAX
+                    } else {
+                        x.to_bits().into()
+                    }
+                })
+                .collect(),
+            Self::BF16(values) => values
+                .iter()
+                .map(|x| {
+                    if x.is_nan() {
+                        u32::MAX
+                    } else {
+                        x.to_bits().into()
+                    }
+                })
+                .collect(),
         }
     }
 }
@@ -123,12 +137,14 @@ impl Grad {
     fn widened(&self) -> Vec<f32> {
         match self {
             Self::F32(values) => values.clone(),
-            Self::F16(values) => {
-                values.iter().map(|x| convert::f16_to_f32(x.to_bits())).collect()
-            }
-            Self::BF16(values) => {
-                values.iter().map(|x| convert::bf16_to_f32(x.to_bits())).collect()
-            }
+            Self::F16(values) => values
+                .iter()
+                .map(|x| convert::f16_to_f32(x.to_bits()))
+                .collect(),
+            Self::BF16(values) => values
+                .iter()
+                .map(|x| convert::bf16_to_f32(x.to_bits()))
+                .collect(),
         }
     }
 }
@@ -247,8 +263,11 @@ pub struct Case<'a> {
 impl Case<'_> {
     /// Runs the case through the library and the rule; panics at the first difference.
     pub fn check(mut self) {
-        let mut expected: Vec<Reference> =
-            self.tensors.iter().map(|tensor| Reference::new(tensor, &self.options)).collect();
+        let mut expected: Vec<Reference> = self
+            .tensors
+            .iter()
+            .map(|tensor| Reference::new(tensor, &self.options))
+            .collect();
         let mut optimizer = Optimizer::new(self.options.clone()).unwrap();
         for tensor in &self.tensors {
             let spec = TensorSpec {
@@ -292,7 +311,10 @@ impl Case<'_> {
         for (index, tensor) in self.tensors.iter_mut().enumerate() {
             if subset.contains(&index) {
                 let grad = &tensor.grads[step % tensor.grads.len()];
-                bindings.push((index, TensorBinding::new(index as u64, tensor.param.as_mut(), grad.as_ref())));
+                bindings.push((
+                    index,
+                    TensorBinding::new(index as u64, tensor.param.as_mut(), grad.as_ref()),
+                ));
             }
         }
         bindings.sort_by_key(|(index, _)| subset.iter().position(|listed| listed == index));
@@ -306,7 +328,10 @@ impl Case<'_> {
         }
         let report = report.unwrap();
         assert!(!report.skipped);
-        assert_eq!(report.entries_selected, selected, "entries selected in step {step}");
+        assert_eq!(
+            report.entries_selected, selected,
+            "entries selected in step {step}"
+        );
     }
 
     /// The rule's s: the norm over the subset's tensors in ascending order, and clipping.
@@ -337,12 +362,22 @@ impl Case<'_> {
         step: usize,
     ) {
         let state = optimizer.tensor_state(index as u64).unwrap();
-        let what = format!("{} ({} entries) after step {step}", tensor.name, tensor.numel());
+        let what = format!(
+            "{} ({} entries) after step {step}",
+            tensor.name,
+            tensor.numel()
+        );
         let thresholds: Vec<u32> = state.thresholds.iter().map(|x| x.to_bits()).collect();
         assert!(thresholds == expected.thresholds, "thresholds of {what}");
         assert!(expected.exp_avg.equals(state.exp_avg), "exp_avg of {what}");
-        assert!(expected.exp_avg_sq.equals(state.exp_avg_sq), "exp_avg_sq of {what}");
-        assert!(expected.param.bits() == tensor.param.bits(), "param of {what}");
+        assert!(
+            expected.exp_avg_sq.equals(state.exp_avg_sq),
+            "exp_avg_sq of {what}"
+        );
+        assert!(
+            expected.param.bits() == tensor.param.bits(),
+            "param of {what}"
+        );
         assert_eq!(state.master.is_null(), expected.master.is_none());
         if let Some(master) = &expected.master {
             let expected = State::F32(master.clone());
