@@ -152,3 +152,100 @@ unsafe extern "C" fn run_task(control: *mut c_void, i: i64) {
     }
     task.store(CLOSED, Ordering::Release);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Task;
+    use std::sync::atomic::AtomicUsize;
+
+    unsafe extern "C" fn in_order(_: *mut c_void, n: i64, task: Task, task_ctx: *mut c_void) {
+        for i in 0..n {
+            // SAFETY: the library's own task and context.
+            unsafe { task(task_ctx, i) };
+        }
+    }
+
+    /// Each task twice, and numbers that are no tasks.
+    unsafe extern "C" fn confused(_: *mut c_void, n: i64, task: Task, task_ctx: *mut c_void) {
+        for i in (-3..n + 3).chain(0..n).chain([i64::MIN, i64::MAX]) {
+            // SAFETY: as above.
+            unsafe { task(task_ctx, i) };
+        }
+    }
+
+    /// Leaves out the last task.
+    unsafe extern "C" fn lazy(_: *mut c_void, n: i64, task: Task, task_ctx: *mut c_void) {
+        // SAFETY: as above.
+        unsafe { in_order(std::ptr::null_mut(), n - 1, task, task_ctx) };
+    }
+
+    /// Returns while its tasks are still running.
+    unsafe extern "C" fn hasty(_: *mut c_void, n: i64, task: Task, task_ctx: *mut c_void) {
+        let task_ctx = task_ctx as usize;
+        let (started, starting) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for i in 0..n {
+                // SAFETY: the test keeps the callback alive until this thread is done with it.
+                unsafe { task(task_ctx as *mut c_void, i) };
+                let _ = started.send(());
+            }
+        });
+        let _ = starting.recv();
+    }
+
+    fn run(function: crate::ParallelForFunction, n: usize) -> (Result<Ran>, Vec<usize>) {
+        // SAFETY: none of the functions looks at its context.
+        let parallel_for = unsafe { ParallelFor::new(function, std::ptr::null_mut()) };
+        let mut callback = Callback::new(parallel_for, n).unwrap();
+        let runs: Vec<AtomicUsize> = (0..n).map(|_| AtomicUsize::new(0)).collect();
+        let ran = callback.run(n, &|i| {
+            runs[i].fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        });
+        let counted = runs
+            .iter()
+            .map(|runs| runs.load(Ordering::Relaxed))
+            .collect();
+        // A late thread finds every task closed; give it the time to do so.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        (ran, counted)
+    }
+
+    #[test]
+    fn each_task_runs_exactly_once_even_if_the_engine_repeats_itself() {
+        for function in [in_order, confused as crate::ParallelForFunction] {
+            let (ran, counted) = run(function, 5);
+            assert_eq!(ran.unwrap(), Ran::All);
+            assert_eq!(counted, [1; 5]);
+        }
+    }
+
+    #[test]
+    fn tasks_that_are_left_out_are_noticed() {
+        let (ran, counted) = run(lazy, 5);
+        assert_eq!(ran.unwrap(), Ran::Some { ran: 4, of: 5 });
+        assert_eq!(counted, [1, 1, 1, 1, 0]);
+    }
+
+    #[test]
+    fn tasks_that_are_running_when_the_engine_returns_are_waited_for() {
+        let (ran, counted) = run(hasty, 4);
+        let finished: usize = counted.iter().sum();
+        match ran.unwrap() {
+            Ran::All => assert_eq!(finished, 4),
+            Ran::Some { ran, of } => assert_eq!((ran, of), (finished, 4)),
+        }
+        assert!(finished >= 1);
+    }
+
+    #[test]
+    fn a_panic_in_a_task_becomes_an_error() {
+        // SAFETY: `in_order` does not look at its context.
+        let parallel_for = unsafe { ParallelFor::new(in_order, std::ptr::null_mut()) };
+        let mut callback = Callback::new(parallel_for, 3).unwrap();
+        let ran = callback.run(3, &|i| assert_ne!(i, 1, "a test asked for it"));
+        assert_eq!(ran.unwrap_err().kind(), crate::ErrorKind::Internal);
+        assert_eq!(callback.run(3, &|_| {}).unwrap(), Ran::All);
+    }
+}

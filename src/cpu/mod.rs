@@ -11,11 +11,12 @@ mod kernels;
 mod plan;
 mod pool;
 mod portable;
+mod search;
 mod select;
 mod tier;
 mod vector;
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::backend::{GradientRequest, Job, Outcome};
 use crate::config::{CpuTier, Options};
@@ -25,9 +26,8 @@ use crate::rule::norm::{self, CHUNK};
 use crate::rule::scalars::gradient_factor;
 use executor::{Executor, Incomplete};
 use plan::{Piece, is_searched_together};
-use select::{
-    DIGITS, DigitSearch, Keys, Range, SharedCounts, SharedSearch, threshold_of_small_block,
-};
+use search::Search;
+use select::{Range, threshold_of_small_block};
 use tier::Kernels;
 
 #[derive(Debug)]
@@ -41,18 +41,9 @@ pub(crate) struct Cpu {
 #[derive(Debug, Default)]
 struct Scratch {
     pieces: Vec<Piece>,
-    search_pieces: Vec<Piece>,
-    searches: Vec<SharedSearch>,
-    /// Collected keys; only the capacity is used.
-    keys: Vec<u32>,
+    search: Search,
     sums: Vec<f64>,
 }
-
-/// Large blocks are searched in waves of about this many entries, so that the work space stays bounded.
-const WAVE: u64 = 1 << 26;
-
-/// Stands for the threshold of a block until it is found; no key has this value.
-const UNSETTLED: u32 = u32::MAX;
 
 impl Cpu {
     pub(crate) fn new(options: &Options) -> Result<Self> {
@@ -68,12 +59,12 @@ impl Cpu {
     }
 
     pub(crate) fn scratch_bytes(&self) -> u64 {
-        let scratch = &self.scratch;
-        (bytes_of(&scratch.pieces)
-            + bytes_of(&scratch.search_pieces)
-            + bytes_of(&scratch.searches)
-            + bytes_of(&scratch.keys)
-            + bytes_of(&scratch.sums)) as u64
+        let Scratch {
+            pieces,
+            search,
+            sums,
+        } = &self.scratch;
+        (bytes_of(pieces) + search.bytes() + bytes_of(sums)) as u64
     }
 
     /// See [`crate::backend::Backend::step`].
@@ -113,7 +104,7 @@ impl Cpu {
         }
 
         plan::cut_for_step(jobs, &mut self.scratch.pieces)?;
-        self.reserve_searches(jobs)?;
+        self.scratch.search.prepare(jobs)?;
         if !needs_sum {
             self.executor.probe(self.scratch.pieces.len(), entries)?;
         }
@@ -121,7 +112,9 @@ impl Cpu {
         // SAFETY: the caller's promise; all three touch what the jobs describe, one after the other.
         let entries_selected = unsafe {
             self.start_first_steps(jobs)?;
-            self.search(jobs)?;
+            self.scratch
+                .search
+                .run(self.kernels, &mut self.executor, jobs)?;
             self.update(jobs, entries)?
         };
         Ok(Outcome {
@@ -174,43 +167,6 @@ impl Cpu {
         Ok(norm::fold(&mut sums[..jobs.len()]))
     }
 
-    /// Makes room for the searches for the thresholds of large blocks, and lists them.
-    fn reserve_searches(&mut self, jobs: &[Job]) -> Result<()> {
-        let Scratch {
-            search_pieces,
-            searches,
-            keys,
-            ..
-        } = &mut self.scratch;
-        plan::cut_for_search(jobs, search_pieces)?;
-        searches.clear();
-        keys.clear();
-        let searched = || {
-            jobs.iter()
-                .enumerate()
-                .filter(|(_, job)| is_searched_together(job))
-        };
-        let blocks: u64 = searched().map(|(_, job)| job.numel / job.block_numel).sum();
-        try_reserve(searches, blocks as usize, "the threshold search")?;
-        let (mut wave_entries, mut wave_keys, mut most_keys) = (0, 0, 0);
-        for (i, job) in searched() {
-            for start in (0..job.numel).step_by(job.block_numel as usize) {
-                let block = Range {
-                    start,
-                    len: job.block_numel,
-                };
-                if wave_entries + block.len > WAVE {
-                    (wave_entries, wave_keys) = (0, 0);
-                }
-                searches.push(SharedSearch::new(i, block, wave_keys));
-                wave_entries += block.len;
-                wave_keys += SharedSearch::capacity(block.len);
-                most_keys = most_keys.max(wave_keys);
-            }
-        }
-        try_reserve(keys, most_keys, "the threshold search")
-    }
-
     /// Prepares the state of tensors in their first step.
     ///
     /// # Safety
@@ -238,53 +194,6 @@ impl Cpu {
             .for_each(pieces.len(), entries, Incomplete::Finish, &start_piece)
     }
 
-    /// Finds the thresholds of large blocks, wave by wave.
-    ///
-    /// # Safety
-    ///
-    /// As for [`Cpu::step`].
-    unsafe fn search(&mut self, jobs: &[Job]) -> Result<()> {
-        let Scratch {
-            search_pieces,
-            searches,
-            keys,
-            ..
-        } = &mut self.scratch;
-        let keys = Keys(keys.as_mut_ptr());
-        let (mut searches, mut pieces) = (&searches[..], &search_pieces[..]);
-        let mut first = 0;
-        while !searches.is_empty() {
-            let (mut waves_searches, mut waves_pieces, mut entries) = (0, 0, 0);
-            for search in searches {
-                // A part that starts at 0 belongs to the next wave: as `reserve_searches` laid them out.
-                if waves_searches > 0 && search.first_key() == 0 {
-                    break;
-                }
-                waves_searches += 1;
-                waves_pieces += search.block.len.div_ceil(plan::PIECE) as usize;
-                entries += search.block.len;
-            }
-            let (wave, later) = searches.split_at(waves_searches);
-            let (wave_pieces, later_pieces) = pieces.split_at(waves_pieces);
-            // SAFETY: the caller's promise; `keys` has room for a wave's parts.
-            unsafe {
-                search_wave(
-                    self.kernels,
-                    &mut self.executor,
-                    jobs,
-                    wave,
-                    wave_pieces,
-                    first,
-                    entries,
-                    &keys,
-                )?;
-            }
-            first += waves_searches;
-            (searches, pieces) = (later, later_pieces);
-        }
-        Ok(())
-    }
-
     /// The pass that updates moments, masters and parameters; how many entries moved.
     ///
     /// # Safety
@@ -303,99 +212,6 @@ impl Cpu {
             .for_each(pieces.len(), entries, Incomplete::Finish, &update_piece)?;
         Ok(selected.into_inner())
     }
-}
-
-/// Finds the thresholds of the blocks of one wave, of which the first is number `first` of all; each has
-/// `wave_pieces` of its own, in order.
-///
-/// # Safety
-///
-/// As for [`Cpu::step`]; `keys` has room for the parts of these searches.
-#[allow(clippy::too_many_arguments)]
-unsafe fn search_wave(
-    kernels: &Kernels,
-    executor: &mut Executor,
-    jobs: &[Job],
-    wave: &[SharedSearch],
-    wave_pieces: &[Piece],
-    first: usize,
-    entries: u64,
-    keys: &Keys,
-) -> Result<()> {
-    let bracket_block = |i: usize| {
-        // SAFETY: nobody writes to the job during the search; one item, one search.
-        unsafe { wave[i].bracket(kernels, &jobs[wave[i].job], keys) };
-    };
-    executor.for_each(wave.len(), entries, Incomplete::Finish, &bracket_block)?;
-    let collect_piece = |i: usize| {
-        let piece = &wave_pieces[i];
-        // SAFETY: as above; all samples have been used up.
-        unsafe { wave[piece.slot - first].collect(kernels, &jobs[piece.job], piece.range(), keys) };
-    };
-    executor.for_each(
-        wave_pieces.len(),
-        entries,
-        Incomplete::Finish,
-        &collect_piece,
-    )?;
-    let threshold_of = |search: &SharedSearch| {
-        let job = &jobs[search.job];
-        job.thresholds
-            .wrapping_add((search.block.start / job.block_numel) as usize)
-    };
-    let unsettled = AtomicUsize::new(0);
-    let settle_block = |i: usize| {
-        // SAFETY: one item, one search; all keys have been collected. A job has a threshold for every block.
-        unsafe {
-            match wave[i].settle(&jobs[wave[i].job], keys) {
-                Some(threshold) => threshold_of(&wave[i]).write(threshold),
-                None => {
-                    threshold_of(&wave[i]).write(UNSETTLED);
-                    unsettled.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-        }
-    };
-    executor.for_each(wave.len(), entries, Incomplete::Finish, &settle_block)?;
-    if unsettled.into_inner() == 0 {
-        return Ok(());
-    }
-
-    let mut pieces = wave_pieces;
-    for search in wave {
-        let (own, later) = pieces.split_at(search.block.len.div_ceil(plan::PIECE) as usize);
-        pieces = later;
-        // SAFETY: as above.
-        if unsafe { threshold_of(search).read() } != UNSETTLED {
-            continue;
-        }
-        let mut found = DigitSearch::new(jobs[search.job].rank);
-        for digit in DIGITS {
-            let counts = SharedCounts::new();
-            let count_piece = |i: usize| {
-                // SAFETY: a range of the job; nobody writes to it during the search.
-                unsafe {
-                    counts.add(
-                        kernels,
-                        &jobs[search.job],
-                        own[i].range(),
-                        found.upper,
-                        digit,
-                    )
-                };
-            };
-            executor.for_each(
-                own.len(),
-                search.block.len,
-                Incomplete::Finish,
-                &count_piece,
-            )?;
-            found.narrow(digit, |bucket| counts.get(bucket));
-        }
-        // SAFETY: as above.
-        unsafe { threshold_of(search).write(found.upper) };
-    }
-    Ok(())
 }
 
 /// Updates one piece, finding the thresholds of small blocks on the way.
@@ -444,16 +260,8 @@ unsafe fn update_piece(kernels: &Kernels, job: &Job, piece: &Piece) -> u64 {
 /// At most how many bytes of work space a step of one such tensor needs.
 pub(crate) fn scratch_bound(numel: u64, num_blocks: u64) -> u64 {
     let pieces = plan::most_pieces(numel, num_blocks) * size_of::<Piece>() as u64;
-    let block_numel = numel / num_blocks;
-    let searches = if block_numel > plan::SMALL_BLOCK {
-        let blocks_at_once = num_blocks.min((WAVE / block_numel).max(1));
-        let keys = blocks_at_once * SharedSearch::capacity(block_numel) as u64;
-        num_blocks * size_of::<SharedSearch>() as u64 + keys * size_of::<u32>() as u64
-    } else {
-        0
-    };
     let sums = (plan::chunks_of(numel) * size_of::<f64>()) as u64;
-    2 * pieces + searches + sums
+    pieces + search::bytes_bound(numel, num_blocks) + sums
 }
 
 /// A vector that threads write disjoint elements of.

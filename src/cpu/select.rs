@@ -14,7 +14,7 @@ use super::plan::SMALL_BLOCK;
 use super::tier::Kernels;
 use crate::backend::Job;
 use crate::rule::convert::INFINITE;
-use crate::rule::random::mix32;
+use crate::rule::random::{SpanKey, mix32};
 use crate::rule::select::kth_largest;
 
 /// Keys that are computed at a time.
@@ -43,6 +43,16 @@ fn sampled_lines(len: u64) -> u64 {
     (len / (LINE * SAMPLING)).min(MOST_SAMPLED_LINES)
 }
 
+/// Where the `i`-th of `lines` sampled lines of a range starts: a random one of its stratum, so that no period
+/// of the data can hide from the sample.
+fn sampled_line(range: Range, lines: u64, i: u64, key: SpanKey) -> u64 {
+    let total = range.len / LINE;
+    let first = i * total / lines;
+    let stratum = (i + 1) * total / lines - first;
+    let draw = u64::from(mix32(i as u32 ^ key.first));
+    range.start + (first + draw % stratum) * LINE
+}
+
 /// Brackets the `rank`-th largest key of a range by a stratified sample. `sample` is work space.
 ///
 /// # Safety
@@ -57,13 +67,11 @@ unsafe fn bracket(
 ) -> Bracket {
     let lines = sampled_lines(range.len);
     let sample = &mut sample[..(lines * LINE) as usize];
-    let stratum = range.len / lines;
+    let key = job.random.filter.span(0);
     for (i, keys) in (0..lines).zip(sample.chunks_exact_mut(LINE as usize)) {
-        // A random line, so that no period of the data can hide from the sample.
-        let draw = u64::from(mix32(i as u32 ^ job.random.filter.span(0).first));
-        let offset = i * stratum + draw % (stratum - LINE + 1);
-        // SAFETY: the line lies within its stratum, within the range; there is room for it in `keys`.
-        unsafe { (kernels.keys)(job, range.start + offset, LINE as usize, keys.as_mut_ptr()) };
+        let start = sampled_line(range, lines, i, key);
+        // SAFETY: the line lies within the range; there is room for its keys in `keys`.
+        unsafe { (kernels.keys)(job, start, LINE as usize, keys.as_mut_ptr()) };
     }
     let n = sample.len() as f64;
     let share = rank as f64 / range.len as f64;
@@ -165,11 +173,6 @@ impl SharedSearch {
             above: AtomicU64::new(0),
             inside: AtomicUsize::new(0),
         }
-    }
-
-    /// Where the part of this search starts; 0 for the first of a wave.
-    pub(super) fn first_key(&self) -> usize {
-        self.first_key
     }
 
     /// How many keys of a block of this length may be collected: many times what a good bracket holds.
@@ -360,5 +363,121 @@ unsafe fn count_range(
             }
         }
         done += n as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rule::random::{Key, Stream, hash_name};
+    use crate::{Optimizer, Options, StepArgs, TensorBinding, TensorSpec};
+
+    const NAME: &str = "weight";
+
+    /// Steps a tensor once, and checks the threshold against a sort.
+    fn check(grads: &[f32], update_fraction: f64) {
+        let mut sorted: Vec<f32> = grads.iter().map(|g| g.abs()).collect();
+        sorted.sort_unstable_by(|a, b| b.total_cmp(a));
+        let k = (update_fraction * grads.len() as f64) as usize;
+        // In the first step the first moment is a tenth of the gradient.
+        let expected = (1.0 - 0.9f64) as f32 * sorted[k.max(1) - 1];
+        for num_threads in [1, 2] {
+            let options = Options {
+                update_fraction,
+                num_threads,
+                ..Options::default()
+            };
+            let mut optimizer = Optimizer::new(options).unwrap();
+            let index = optimizer
+                .add_tensor(&TensorSpec::new(NAME, grads.len() as u64))
+                .unwrap();
+            let mut param = vec![0f32; grads.len()];
+            let binding = TensorBinding::new(index, &mut param[..], grads);
+            optimizer
+                .step(&StepArgs::default(), &mut [binding])
+                .unwrap();
+            assert_eq!(
+                optimizer.tensor_state(index).unwrap().thresholds,
+                [expected]
+            );
+            let moved = param.iter().filter(|p| **p != 0.0).count();
+            assert_eq!(
+                moved,
+                grads
+                    .iter()
+                    .filter(|g| (1.0 - 0.9f64) as f32 * g.abs() >= expected)
+                    .count()
+            );
+        }
+    }
+
+    /// Gradients that are large on the lines that the first step's sample reads, or on the others.
+    fn misleading(len: u64, large_on_sample: bool) -> Vec<f32> {
+        let range = Range { start: 0, len };
+        let key = Key::new(0, hash_name(NAME), 1, Stream::Filter).span(0);
+        let lines = sampled_lines(len);
+        let mut grads: Vec<f32> = (0..len).map(|i| 1.0 + i as f32 / len as f32).collect();
+        let mut sampled = vec![false; len as usize];
+        for i in 0..lines {
+            let start = sampled_line(range, lines, i, key) as usize;
+            sampled[start..start + LINE as usize].fill(true);
+        }
+        for (grad, sampled) in grads.iter_mut().zip(sampled) {
+            if sampled == large_on_sample {
+                *grad *= 100.0;
+            }
+        }
+        grads
+    }
+
+    #[test]
+    fn every_line_is_sampled_from_its_own_stratum() {
+        for len in [1025, 4096, 30_001, 1_000_003] {
+            let lines = sampled_lines(len);
+            let range = Range { start: 7, len };
+            let key = Key::new(1, 2, 3, Stream::Filter).span(0);
+            let mut end = range.start;
+            for i in 0..lines {
+                let start = sampled_line(range, lines, i, key);
+                assert!(start >= end && start + LINE <= range.start + len);
+                end = start + LINE;
+            }
+        }
+    }
+
+    #[test]
+    fn a_bracket_that_is_too_low_or_too_high_does_no_harm() {
+        for len in [2000, 30_000, 40_000, 300_000] {
+            for fraction in [0.001, 0.03, 0.3, 0.7, 0.99] {
+                check(&misleading(len, true), fraction);
+                check(&misleading(len, false), fraction);
+            }
+        }
+    }
+
+    #[test]
+    fn a_bracket_that_holds_everything_does_no_harm() {
+        for len in [2000, 30_000, 40_000, 300_000] {
+            check(&vec![0.5; len], 0.03);
+            // Two values that straddle the threshold.
+            check(
+                &(0..len)
+                    .map(|i| if i % 10 == 3 { 0.75 } else { 0.5 })
+                    .collect::<Vec<_>>(),
+                0.1,
+            );
+        }
+    }
+
+    #[test]
+    fn sorted_blocks() {
+        for len in [2000usize, 40_000, 300_000] {
+            let ascending: Vec<f32> = (0..len).map(|i| i as f32 / 1000.0).collect();
+            let descending: Vec<f32> = ascending.iter().rev().copied().collect();
+            for fraction in [0.001, 0.1, 0.9] {
+                check(&ascending, fraction);
+                check(&descending, fraction);
+            }
+        }
     }
 }

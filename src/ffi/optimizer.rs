@@ -204,3 +204,54 @@ fn internal_error() -> Error {
         format_args!("a panic inside the library; please report it"),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CStr;
+
+    use super::super::*;
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_a_status_and_the_optimizer_refuses_further_calls() {
+        // SAFETY: every pointer below is to a local of the right type and size.
+        unsafe {
+            let mut options = std::mem::zeroed::<mofo_options>();
+            assert_eq!(
+                mofo_options_init(&mut options, size_of::<mofo_options>() as u64),
+                MOFO_OK
+            );
+            let mut optimizer = std::ptr::null_mut();
+            assert_eq!(mofo_create(&options, &mut optimizer), MOFO_OK);
+            let mut tensor = std::mem::zeroed::<mofo_tensor>();
+            assert_eq!(
+                mofo_tensor_init(&mut tensor, size_of::<mofo_tensor>() as u64),
+                MOFO_OK
+            );
+            let (mut param, grad) = ([1f32; 8], [1f32; 8]);
+            tensor.name = c"weight".as_ptr();
+            tensor.numel = 8;
+            tensor.param = param.as_mut_ptr().cast();
+            tensor.grad = grad.as_ptr().cast();
+            let mut index = 0;
+            assert_eq!(mofo_add_tensor(optimizer, &tensor, &mut index), MOFO_OK);
+
+            (*optimizer).optimizer.panics_in_step = true;
+            assert_eq!(mofo_step(optimizer, std::ptr::null()), MOFO_ERROR_INTERNAL);
+            assert!(
+                CStr::from_ptr(mofo_last_error())
+                    .to_str()
+                    .unwrap()
+                    .contains("panic")
+            );
+            (*optimizer).optimizer.panics_in_step = false;
+            assert_eq!(mofo_step(optimizer, std::ptr::null()), MOFO_ERROR_INTERNAL);
+            assert_eq!(
+                mofo_set_step_count(optimizer, index, 3),
+                MOFO_ERROR_INTERNAL
+            );
+            assert_eq!(param, [1f32; 8]);
+            mofo_destroy(optimizer);
+        }
+    }
+}
