@@ -5,48 +5,42 @@ use std::ops::{Add, BitAnd, BitOr, BitXor, Div, Mul, Sub};
 
 use super::vector::Vector;
 
-/// `N` lanes.
+/// Lanes of the vector.
+const N: usize = 4;
+
+/// Lanes of 128 bits, what the baselines of x86-64 and aarch64 have.
 #[derive(Clone, Copy)]
-pub(crate) struct Lanes<const N: usize>;
+pub(crate) struct Lanes;
 
 #[derive(Clone, Copy)]
-#[repr(C, align(32))]
-pub(crate) struct F<const N: usize>([f32; N]);
+#[repr(C, align(16))]
+pub(crate) struct F([f32; N]);
 
 #[derive(Clone, Copy)]
-#[repr(C, align(32))]
-pub(crate) struct U<const N: usize>([u32; N]);
+#[repr(C, align(16))]
+pub(crate) struct U([u32; N]);
 
 /// All bits of a lane set, or none.
 #[derive(Clone, Copy)]
-#[repr(C, align(32))]
-pub(crate) struct Mask<const N: usize>([u32; N]);
+#[repr(C, align(16))]
+pub(crate) struct Mask([u32; N]);
+
+// Written out, not looped: loops over lanes would have to be unrolled again before anything else can be
+// optimised, in every instance of every kernel.
 
 #[inline(always)]
-fn map<A: Copy, B: Copy + Default, const N: usize>(a: [A; N], f: impl Fn(A) -> B) -> [B; N] {
-    let mut out = [B::default(); N];
-    for i in 0..N {
-        out[i] = f(a[i]);
-    }
-    out
+fn map<A: Copy, B>(a: [A; N], f: impl Fn(A) -> B) -> [B; N] {
+    [f(a[0]), f(a[1]), f(a[2]), f(a[3])]
 }
 
 #[inline(always)]
-fn zip<A: Copy, B: Copy + Default, const N: usize>(
-    a: [A; N],
-    b: [A; N],
-    f: impl Fn(A, A) -> B,
-) -> [B; N] {
-    let mut out = [B::default(); N];
-    for i in 0..N {
-        out[i] = f(a[i], b[i]);
-    }
-    out
+fn zip<A: Copy, B>(a: [A; N], b: [A; N], f: impl Fn(A, A) -> B) -> [B; N] {
+    [f(a[0], b[0]), f(a[1], b[1]), f(a[2], b[2]), f(a[3], b[3])]
 }
 
 macro_rules! operators {
     ($($vector:ident: $($operator:ident $method:ident $f:expr),+;)+) => {$($(
-        impl<const N: usize> $operator for $vector<N> {
+        impl $operator for $vector {
             type Output = Self;
 
             #[inline(always)]
@@ -63,52 +57,48 @@ operators! {
     Mask: BitAnd bitand |a, b| a & b, BitOr bitor |a, b| a | b;
 }
 
-impl<const N: usize> Vector for Lanes<N> {
+impl Vector for Lanes {
     const LANES: usize = N;
-    type F = F<N>;
-    type U = U<N>;
-    type Mask = Mask<N>;
+    type F = F;
+    type U = U;
+    type Mask = Mask;
 
     #[inline(always)]
-    fn float(x: f32) -> F<N> {
+    fn float(x: f32) -> F {
         F([x; N])
     }
 
     #[inline(always)]
-    fn uint(x: u32) -> U<N> {
+    fn uint(x: u32) -> U {
         U([x; N])
     }
 
     #[inline(always)]
-    fn lane_numbers() -> U<N> {
-        let mut lanes = [0; N];
-        for (i, lane) in lanes.iter_mut().enumerate() {
-            *lane = i as u32;
-        }
-        U(lanes)
+    fn lane_numbers() -> U {
+        U([0, 1, 2, 3])
     }
 
     #[inline(always)]
-    unsafe fn load_f32(from: *const f32) -> F<N> {
+    unsafe fn load_f32(from: *const f32) -> F {
         // SAFETY: `N` elements are readable (the caller's promise).
         F(unsafe { from.cast::<[f32; N]>().read_unaligned() })
     }
 
     #[inline(always)]
-    unsafe fn store_f32(to: *mut f32, x: F<N>) {
+    unsafe fn store_f32(to: *mut f32, x: F) {
         // SAFETY: `N` elements are writable (the caller's promise).
         unsafe { to.cast::<[f32; N]>().write_unaligned(x.0) };
     }
 
     #[inline(always)]
-    unsafe fn load_u16(from: *const u16) -> U<N> {
+    unsafe fn load_u16(from: *const u16) -> U {
         // SAFETY: `N` elements are readable (the caller's promise).
         let halves = unsafe { from.cast::<[u16; N]>().read_unaligned() };
         U(map(halves, u32::from))
     }
 
     #[inline(always)]
-    unsafe fn store_u16(to: *mut u16, x: U<N>) {
+    unsafe fn store_u16(to: *mut u16, x: U) {
         // SAFETY: `N` elements are writable (the caller's promise).
         unsafe {
             to.cast::<[u16; N]>()
@@ -117,49 +107,49 @@ impl<const N: usize> Vector for Lanes<N> {
     }
 
     #[inline(always)]
-    unsafe fn store_u32(to: *mut u32, x: U<N>) {
+    unsafe fn store_u32(to: *mut u32, x: U) {
         // SAFETY: `N` elements are writable (the caller's promise).
         unsafe { to.cast::<[u32; N]>().write_unaligned(x.0) };
     }
 
     #[inline(always)]
-    fn sqrt(x: F<N>) -> F<N> {
+    fn sqrt(x: F) -> F {
         F(map(x.0, f32::sqrt))
     }
 
     #[inline(always)]
-    fn bits(x: F<N>) -> U<N> {
+    fn bits(x: F) -> U {
         U(map(x.0, f32::to_bits))
     }
 
     #[inline(always)]
-    fn from_bits(x: U<N>) -> F<N> {
+    fn from_bits(x: U) -> F {
         F(map(x.0, f32::from_bits))
     }
 
     #[inline(always)]
-    fn to_float(x: U<N>) -> F<N> {
+    fn to_float(x: U) -> F {
         F(map(x.0, |x| x as i32 as f32))
     }
 
     #[inline(always)]
-    fn truncate(x: F<N>) -> U<N> {
+    fn truncate(x: F) -> U {
         // SAFETY: the values are in [0, 2^31) (the trait's contract): every caller clamps them first.
         U(map(x.0, |x| unsafe { x.to_int_unchecked::<i32>() } as u32))
     }
 
     #[inline(always)]
-    fn shift_right<const BITS: u32>(x: U<N>) -> U<N> {
+    fn shift_right<const BITS: u32>(x: U) -> U {
         U(map(x.0, |x| x >> BITS))
     }
 
     #[inline(always)]
-    fn shift_left<const BITS: u32>(x: U<N>) -> U<N> {
+    fn shift_left<const BITS: u32>(x: U) -> U {
         U(map(x.0, |x| x << BITS))
     }
 
     #[inline(always)]
-    fn less(x: U<N>, y: U<N>) -> Mask<N> {
+    fn less(x: U, y: U) -> Mask {
         // Signed, because that is what SSE2 can compare.
         Mask(zip(x.0, y.0, |x, y| {
             if (x as i32) < (y as i32) { u32::MAX } else { 0 }
@@ -167,35 +157,32 @@ impl<const N: usize> Vector for Lanes<N> {
     }
 
     #[inline(always)]
-    fn at_least(x: U<N>, y: U<N>) -> Mask<N> {
+    fn at_least(x: U, y: U) -> Mask {
         Mask(zip(x.0, y.0, |x, y| {
             if (x as i32) < (y as i32) { 0 } else { u32::MAX }
         }))
     }
 
     #[inline(always)]
-    fn select(mask: Mask<N>, x: U<N>, y: U<N>) -> U<N> {
-        let mut out = y.0;
-        for (i, out) in out.iter_mut().enumerate() {
-            if mask.0[i] != 0 {
-                *out = x.0[i];
-            }
-        }
-        U(out)
+    fn select(mask: Mask, x: U, y: U) -> U {
+        let pick = |i: usize| if mask.0[i] != 0 { x.0[i] } else { y.0[i] };
+        U([pick(0), pick(1), pick(2), pick(3)])
     }
 
     #[inline(always)]
-    fn tally(counts: U<N>, mask: Mask<N>) -> U<N> {
+    fn tally(counts: U, mask: Mask) -> U {
         counts - U(mask.0)
     }
 
     #[inline(always)]
-    fn any(mask: Mask<N>) -> bool {
-        mask.0.iter().fold(0, |any, lane| any | lane) != 0
+    fn any(mask: Mask) -> bool {
+        let [a, b, c, d] = mask.0;
+        a | b | c | d != 0
     }
 
     #[inline(always)]
-    fn sum(x: U<N>) -> u32 {
-        x.0.iter().fold(0, |sum, lane| sum.wrapping_add(*lane))
+    fn sum(x: U) -> u32 {
+        let [a, b, c, d] = x.0;
+        a + b + c + d
     }
 }

@@ -164,7 +164,7 @@ macro_rules! tier {
     };
 }
 
-tier!(portable, CpuTier::Portable, crate::cpu::portable::Lanes<8>);
+tier!(portable, CpuTier::Portable, crate::cpu::portable::Lanes);
 impl Kernels {
     /// The loops of this tier, or of the best that there is.
     pub(super) fn choose(tier: Option<CpuTier>) -> Result<&'static Self> {
