@@ -35,6 +35,66 @@
 #define MOFO_ABI_VERSION 1
 
 /**
+ * The call did what it says.
+ */
+#define MOFO_OK 0
+
+/**
+ * A normal outcome of `mofo_step`: `skip_nonfinite` is on and a gradient holds a NaN or an infinity, so
+ * the step was left out. Parameters, moments and step counters are as before.
+ */
+#define MOFO_SKIPPED 1
+
+/**
+ * An argument is NULL, not finite, out of its range, of an unknown enum value or of a wrong
+ * `struct_size`; or a name is missing, empty, not UTF-8 or already taken.
+ */
+#define MOFO_ERROR_INVALID_ARGUMENT -1
+
+/**
+ * A buffer is misaligned for its element, overlaps another one, wraps around the address space, or is
+ * not bound where the step needs it.
+ */
+#define MOFO_ERROR_INVALID_BUFFER -2
+
+/**
+ * No tensor has that index or that name (any more).
+ */
+#define MOFO_ERROR_NOT_FOUND -3
+
+/**
+ * The call makes no sense in the optimizer's present state, for example a step before any tensor was
+ * added.
+ */
+#define MOFO_ERROR_INVALID_STATE -4
+
+/**
+ * The system gave no memory, or no thread.
+ */
+#define MOFO_ERROR_OUT_OF_MEMORY -5
+
+/**
+ * This build or this machine cannot do it: a CPU tier that the processor lacks, a device that was not
+ * compiled in.
+ */
+#define MOFO_ERROR_UNSUPPORTED -6
+
+/**
+ * A number derived from the hyper-parameters (or from the gradient norm) is not a finite 32-bit float.
+ */
+#define MOFO_ERROR_NOT_FINITE -7
+
+/**
+ * The engine's `parallel_for` returned before it had run every task.
+ */
+#define MOFO_ERROR_PARALLEL_FOR -8
+
+/**
+ * A defect in the library. The optimizer refuses every further step; destroy it.
+ */
+#define MOFO_ERROR_INTERNAL -100
+
+/**
  * "As the optimizer has it": the value of a setting that is not set here.
  */
 #define MOFO_INHERIT -1.0
@@ -123,66 +183,6 @@
  * AVX-512 F, BW, DQ and VL (x86-64).
  */
 #define MOFO_CPU_TIER_AVX512 3
-
-/**
- * The call did what it says.
- */
-#define MOFO_OK 0
-
-/**
- * A normal outcome of `mofo_step`: `skip_nonfinite` is on and a gradient holds a NaN or an infinity, so
- * the step was left out. Parameters, moments and step counters are as before.
- */
-#define MOFO_SKIPPED 1
-
-/**
- * An argument is NULL, not finite, out of its range, of an unknown enum value or of a wrong
- * `struct_size`; or a name is missing, empty, not UTF-8 or already taken.
- */
-#define MOFO_ERROR_INVALID_ARGUMENT -1
-
-/**
- * A buffer is misaligned for its element, overlaps another one, wraps around the address space, or is
- * not bound where the step needs it.
- */
-#define MOFO_ERROR_INVALID_BUFFER -2
-
-/**
- * No tensor has that index or that name (any more).
- */
-#define MOFO_ERROR_NOT_FOUND -3
-
-/**
- * The call makes no sense in the optimizer's present state, for example a step before any tensor was
- * added.
- */
-#define MOFO_ERROR_INVALID_STATE -4
-
-/**
- * The system gave no memory, or no thread.
- */
-#define MOFO_ERROR_OUT_OF_MEMORY -5
-
-/**
- * This build or this machine cannot do it: a CPU tier that the processor lacks, a device that was not
- * compiled in.
- */
-#define MOFO_ERROR_UNSUPPORTED -6
-
-/**
- * A number derived from the hyper-parameters (or from the gradient norm) is not a finite 32-bit float.
- */
-#define MOFO_ERROR_NOT_FINITE -7
-
-/**
- * The engine's `parallel_for` returned before it had run every task.
- */
-#define MOFO_ERROR_PARALLEL_FOR -8
-
-/**
- * A defect in the library. The optimizer refuses every further step; destroy it.
- */
-#define MOFO_ERROR_INTERNAL -100
 
 /**
  * An optimizer. It is used by one thread at a time; different optimizers by different threads freely.
@@ -296,111 +296,6 @@ typedef struct mofo_options {
      */
     void *parallel_for_ctx;
 } mofo_options;
-
-/**
- * The memory that an optimizer holds, in bytes.
- */
-typedef struct mofo_memory_info {
-    /**
-     * Moments and master copies that the library allocated, with the distances kept between them.
-     */
-    uint64_t state;
-    /**
-     * Moments and master copies in the caller's memory.
-     */
-    uint64_t caller_state;
-    /**
-     * Work space of a step, kept between steps. It grows with the first steps, never later.
-     */
-    uint64_t scratch;
-    /**
-     * Everything else: tensor records, names, thresholds.
-     */
-    uint64_t bookkeeping;
-    /**
-     * Tensors at present.
-     */
-    uint64_t num_tensors;
-    /**
-     * Entries of all of them.
-     */
-    uint64_t entries;
-} mofo_memory_info;
-
-/**
- * What a step did.
- */
-typedef struct mofo_step_report {
-    /**
-     * The global norm of the gradients, times |grad_scale|, before clipping; `MOFO_INHERIT` where the step
-     * had no use for it: no clipping, no `skip_nonfinite` and none passed in.
-     */
-    double grad_norm;
-    /**
-     * Entries of the tensors that took part.
-     */
-    uint64_t entries;
-    /**
-     * How many of them moved: were selected by the filter.
-     */
-    uint64_t entries_selected;
-    /**
-     * 1 if the step was skipped, else 0.
-     */
-    int32_t skipped;
-    /**
-     * Zero.
-     */
-    int32_t reserved;
-} mofo_step_report;
-
-/**
- * What is particular to one step. Fill it with `mofo_step_args_init`, then change what should differ.
- */
-typedef struct mofo_step_args {
-    /**
-     * Set by `mofo_step_args_init`: the size of the struct that the caller was compiled with.
-     */
-    uint64_t struct_size;
-    /**
-     * η of this step: finite, at least 0, or `MOFO_INHERIT` (default).
-     */
-    double learning_rate;
-    /**
-     * α of this step, in (0, 1], for the tensors that have none of their own; or `MOFO_INHERIT` (default).
-     */
-    double update_fraction;
-    /**
-     * Multiplies every gradient: 1 / loss scale, 1 / accumulation steps. Finite. Default 1.
-     */
-    double grad_scale;
-    /**
-     * The global gradient norm, |grad_scale| included, if the engine knows it: at least 0. It then serves
-     * for clipping and for `skip_nonfinite`, and the gradients are not read for either. `MOFO_INHERIT`
-     * (default): the library computes it, over the tensors of this call, where it needs it.
-     */
-    double grad_norm;
-    /**
-     * The indices of the tensors to step, each at most once, in any order; NULL (default): all.
-     */
-    const uint64_t *tensors;
-    /**
-     * How many indices `tensors` has.
-     */
-    uint64_t num_tensors;
-    /**
-     * The CUDA stream to work on. NULL (default) on the CPU.
-     */
-    void *stream;
-    /**
-     * Where to write what the step did, or NULL (default).
-     */
-    struct mofo_step_report *report;
-    /**
-     * `sizeof *report`; not looked at if `report` is NULL.
-     */
-    uint64_t report_size;
-} mofo_step_args;
 
 /**
  * A parameter tensor. Fill it with `mofo_tensor_init`, then set at least `name` and `numel`.
@@ -557,6 +452,112 @@ typedef struct mofo_tensor_info {
     int32_t reserved;
 } mofo_tensor_info;
 
+/**
+ * What a step did.
+ */
+typedef struct mofo_step_report {
+    /**
+     * The global norm of the gradients, times |grad_scale|, before clipping; `MOFO_INHERIT` where the step
+     * had no use for it: no clipping, no `skip_nonfinite` and none passed in.
+     */
+    double grad_norm;
+    /**
+     * Entries of the tensors that took part.
+     */
+    uint64_t entries;
+    /**
+     * How many of them moved: were selected by the filter.
+     */
+    uint64_t entries_selected;
+    /**
+     * 1 if the step was skipped, else 0.
+     */
+    int32_t skipped;
+    /**
+     * Zero.
+     */
+    int32_t reserved;
+} mofo_step_report;
+
+/**
+ * What is particular to one step. Fill it with `mofo_step_args_init`, then change what should differ.
+ */
+typedef struct mofo_step_args {
+    /**
+     * Set by `mofo_step_args_init`: the size of the struct that the caller was compiled with.
+     */
+    uint64_t struct_size;
+    /**
+     * η of this step: finite, at least 0, or `MOFO_INHERIT` (default).
+     */
+    double learning_rate;
+    /**
+     * α of this step, in (0, 1], for the tensors that have none of their own; or `MOFO_INHERIT` (default).
+     */
+    double update_fraction;
+    /**
+     * Multiplies every gradient: 1 / loss scale, 1 / accumulation steps. Finite. Default 1.
+     */
+    double grad_scale;
+    /**
+     * The global gradient norm, |grad_scale| included, if the engine knows it: at least 0; NaN or infinite
+     * says that some gradient is. It then serves for clipping and for `skip_nonfinite`, and the gradients
+     * are not read for either. `MOFO_INHERIT`
+     * (default): the library computes it, over the tensors of this call, where it needs it.
+     */
+    double grad_norm;
+    /**
+     * The indices of the tensors to step, each at most once, in any order; NULL (default): all.
+     */
+    const uint64_t *tensors;
+    /**
+     * How many indices `tensors` has.
+     */
+    uint64_t num_tensors;
+    /**
+     * The CUDA stream to work on. NULL (default) on the CPU.
+     */
+    void *stream;
+    /**
+     * Where to write what the step did, or NULL (default).
+     */
+    struct mofo_step_report *report;
+    /**
+     * `sizeof *report`; not looked at if `report` is NULL.
+     */
+    uint64_t report_size;
+} mofo_step_args;
+
+/**
+ * The memory that an optimizer holds, in bytes.
+ */
+typedef struct mofo_memory_info {
+    /**
+     * Moments and master copies that the library allocated, with the distances kept between them.
+     */
+    uint64_t state;
+    /**
+     * Moments and master copies in the caller's memory.
+     */
+    uint64_t caller_state;
+    /**
+     * Work space of a step, kept between steps. It grows with the first steps, never later.
+     */
+    uint64_t scratch;
+    /**
+     * Everything else: tensor records, names, thresholds.
+     */
+    uint64_t bookkeeping;
+    /**
+     * Tensors at present.
+     */
+    uint64_t num_tensors;
+    /**
+     * Entries of all of them.
+     */
+    uint64_t entries;
+} mofo_memory_info;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -578,55 +579,6 @@ uint32_t mofo_abi_version(void);
 int32_t mofo_cuda_available(void);
 
 /**
- * Creates an optimizer and writes it to `*optimizer`; free it with `mofo_destroy`. The options are copied.
- * No thread is started before the first step.
- *
- * Errors: `MOFO_ERROR_INVALID_ARGUMENT` for a value out of range, `MOFO_ERROR_UNSUPPORTED` for a device or
- * CPU tier that is not there, `MOFO_ERROR_OUT_OF_MEMORY`.
- *
- * Requires:
- * `options` is NULL or points to an initialised struct, `optimizer` is NULL or writable.
- */
-int32_t mofo_create(const struct mofo_options *options, struct mofo_optimizer **optimizer);
-
-/**
- * Frees an optimizer, its state and its threads; when it returns, none of them runs any more. NULL is
- * fine. The caller's buffers are not touched.
- *
- * Requires:
- * `optimizer` is NULL or came from `mofo_create` and was not destroyed yet; no other thread is using it.
- */
-void mofo_destroy(struct mofo_optimizer *optimizer);
-
-/**
- * Writes how much memory the optimizer holds to `*info`; `size` is `sizeof *info`.
- *
- * Errors: `MOFO_ERROR_INVALID_ARGUMENT`.
- *
- * Requires:
- * `optimizer` is NULL or alive, `info` is NULL or points to `size` writable bytes.
- */
-int32_t mofo_memory(struct mofo_optimizer *optimizer, struct mofo_memory_info *info, uint64_t size);
-
-/**
- * The `MOFO_CPU_TIER_…` that the optimizer uses, or a negative status if `optimizer` is NULL.
- *
- * Requires:
- * `optimizer` is NULL or alive.
- */
-int32_t mofo_cpu_tier(struct mofo_optimizer *optimizer);
-
-/**
- * Fills `*options` with the defaults; `size` is `sizeof *options`.
- *
- * Errors: `MOFO_ERROR_INVALID_ARGUMENT` if `options` is NULL or `size` is not that of a `mofo_options`.
- *
- * Requires:
- * `options` is NULL or points to `size` writable bytes.
- */
-int32_t mofo_options_init(struct mofo_options *options, uint64_t size);
-
-/**
  * The name of a status, for example `"MOFO_ERROR_INVALID_ARGUMENT"`; `"unknown status"` for a number
  * that is none. The text is static.
  */
@@ -640,42 +592,14 @@ const char *mofo_status_name(int32_t status);
 const char *mofo_last_error(void);
 
 /**
- * Fills `*args` with the defaults; `size` is `sizeof *args`.
+ * Fills `*options` with the defaults; `size` is `sizeof *options`.
  *
- * Errors: `MOFO_ERROR_INVALID_ARGUMENT` if `args` is NULL or `size` is not that of a `mofo_step_args`.
- *
- * Requires:
- * `args` is NULL or points to `size` writable bytes.
- */
-int32_t mofo_step_args_init(struct mofo_step_args *args, uint64_t size);
-
-/**
- * Takes one step: reads the gradients, updates moments, masters and parameters of all tensors that have a
- * gradient, or of those in `args->tensors`. A NULL `args` is all defaults.
- *
- * Returns `MOFO_OK`, or `MOFO_SKIPPED` if `skip_nonfinite` left the step out. On an error nothing has
- * changed: `MOFO_ERROR_INVALID_STATE` if no tensor was added or none is bound,
- * `MOFO_ERROR_INVALID_BUFFER` if a tensor has a gradient but no parameter or if buffers overlap (of all
- * that a step touches, only gradients may overlap gradients), `MOFO_ERROR_NOT_FINITE` if a derived
- * number is not finite, `MOFO_ERROR_PARALLEL_FOR`, and those of the arguments.
+ * Errors: `MOFO_ERROR_INVALID_ARGUMENT` if `options` is NULL or `size` is not that of a `mofo_options`.
  *
  * Requires:
- * `optimizer` is NULL or alive; `args` is NULL or points to an initialised struct whose pointers are valid;
- * the bound buffers of the tensors of this step are alive and not touched by others during the call.
+ * `options` is NULL or points to `size` writable bytes.
  */
-int32_t mofo_step(struct mofo_optimizer *optimizer, const struct mofo_step_args *args);
-
-/**
- * Computes the global norm of the gradients, times |grad_scale|, of all tensors that have one, or of those
- * in `args->tensors`, and writes it to `*norm`. A NULL `args` is all defaults. The norm is infinite or NaN
- * exactly if some gradient is. Nothing else changes.
- *
- * Errors: as for `mofo_step`.
- *
- * Requires:
- * As for `mofo_step`; `norm` is NULL or writable.
- */
-int32_t mofo_grad_norm(struct mofo_optimizer *optimizer, const struct mofo_step_args *args, double *norm);
+int32_t mofo_options_init(struct mofo_options *options, uint64_t size);
 
 /**
  * Fills `*tensor` with the defaults; `size` is `sizeof *tensor`.
@@ -776,6 +700,83 @@ int32_t mofo_tensor_state(struct mofo_optimizer *optimizer,
  * `optimizer` is NULL or alive.
  */
 int32_t mofo_set_step_count(struct mofo_optimizer *optimizer, uint64_t index, uint64_t step_count);
+
+/**
+ * Fills `*args` with the defaults; `size` is `sizeof *args`.
+ *
+ * Errors: `MOFO_ERROR_INVALID_ARGUMENT` if `args` is NULL or `size` is not that of a `mofo_step_args`.
+ *
+ * Requires:
+ * `args` is NULL or points to `size` writable bytes.
+ */
+int32_t mofo_step_args_init(struct mofo_step_args *args, uint64_t size);
+
+/**
+ * Takes one step: reads the gradients, updates moments, masters and parameters of all tensors that have a
+ * gradient, or of those in `args->tensors`. A NULL `args` is all defaults.
+ *
+ * Returns `MOFO_OK`, or `MOFO_SKIPPED` if `skip_nonfinite` left the step out. On an error nothing has
+ * changed: `MOFO_ERROR_INVALID_STATE` if no tensor was added or none is bound,
+ * `MOFO_ERROR_INVALID_BUFFER` if a tensor has a gradient but no parameter or if buffers overlap (of all
+ * that a step touches, only gradients may overlap gradients), `MOFO_ERROR_NOT_FINITE` if a derived
+ * number is not finite, `MOFO_ERROR_PARALLEL_FOR`, and those of the arguments.
+ *
+ * Requires:
+ * `optimizer` is NULL or alive; `args` is NULL or points to an initialised struct whose pointers are valid;
+ * the bound buffers of the tensors of this step are alive and not touched by others during the call.
+ */
+int32_t mofo_step(struct mofo_optimizer *optimizer, const struct mofo_step_args *args);
+
+/**
+ * Computes the global norm of the gradients, times |grad_scale|, of all tensors that have one, or of those
+ * in `args->tensors`, and writes it to `*norm`. A NULL `args` is all defaults. The norm is infinite or NaN
+ * exactly if some gradient is. Nothing else changes.
+ *
+ * Errors: as for `mofo_step`.
+ *
+ * Requires:
+ * As for `mofo_step`; `norm` is NULL or writable.
+ */
+int32_t mofo_grad_norm(struct mofo_optimizer *optimizer, const struct mofo_step_args *args, double *norm);
+
+/**
+ * Creates an optimizer and writes it to `*optimizer`; free it with `mofo_destroy`. The options are copied.
+ * No thread is started before the first step.
+ *
+ * Errors: `MOFO_ERROR_INVALID_ARGUMENT` for a value out of range, `MOFO_ERROR_UNSUPPORTED` for a device or
+ * CPU tier that is not there, `MOFO_ERROR_OUT_OF_MEMORY`.
+ *
+ * Requires:
+ * `options` is NULL or points to an initialised struct, `optimizer` is NULL or writable.
+ */
+int32_t mofo_create(const struct mofo_options *options, struct mofo_optimizer **optimizer);
+
+/**
+ * Frees an optimizer, its state and its threads; when it returns, none of them runs any more. NULL is
+ * fine. The caller's buffers are not touched.
+ *
+ * Requires:
+ * `optimizer` is NULL or came from `mofo_create` and was not destroyed yet; no other thread is using it.
+ */
+void mofo_destroy(struct mofo_optimizer *optimizer);
+
+/**
+ * Writes how much memory the optimizer holds to `*info`; `size` is `sizeof *info`.
+ *
+ * Errors: `MOFO_ERROR_INVALID_ARGUMENT`.
+ *
+ * Requires:
+ * `optimizer` is NULL or alive, `info` is NULL or points to `size` writable bytes.
+ */
+int32_t mofo_memory(struct mofo_optimizer *optimizer, struct mofo_memory_info *info, uint64_t size);
+
+/**
+ * The `MOFO_CPU_TIER_…` that the optimizer uses, or a negative status if `optimizer` is NULL.
+ *
+ * Requires:
+ * `optimizer` is NULL or alive.
+ */
+int32_t mofo_cpu_tier(struct mofo_optimizer *optimizer);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -3,13 +3,20 @@
 //!
 //! The types and functions are documented for readers of `include/mofo.h`, which is generated from them.
 
+// In the order in which the header presents them.
 mod library;
-mod optimizer;
-mod options;
+
 mod status;
-mod step;
-mod structs;
+
+mod options;
+
 mod tensor;
+
+mod step;
+
+mod optimizer;
+
+mod structs;
 
 pub use library::*;
 pub use optimizer::*;

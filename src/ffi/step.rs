@@ -50,8 +50,9 @@ pub struct mofo_step_args {
     pub update_fraction: f64,
     /// Multiplies every gradient: 1 / loss scale, 1 / accumulation steps. Finite. Default 1.
     pub grad_scale: f64,
-    /// The global gradient norm, |grad_scale| included, if the engine knows it: at least 0. It then serves
-    /// for clipping and for `skip_nonfinite`, and the gradients are not read for either. `MOFO_INHERIT`
+    /// The global gradient norm, |grad_scale| included, if the engine knows it: at least 0; NaN or infinite
+    /// says that some gradient is. It then serves for clipping and for `skip_nonfinite`, and the gradients
+    /// are not read for either. `MOFO_INHERIT`
     /// (default): the library computes it, over the tensors of this call, where it needs it.
     pub grad_norm: f64,
     /// The indices of the tensors to step, each at most once, in any order; NULL (default): all.
