@@ -376,8 +376,19 @@ pub(super) unsafe fn keys<V: Vector, G: Grad<V>, S: Moment<V>>(
     });
 }
 
-/// Sorts the keys of the entries `start..start + len` into those above `high`, which are counted, and those
-/// from `low` to `high`, which are written to `found`. Returns both numbers. Changes nothing.
+/// Keys that a threshold is expected to lie between, both included.
+pub(super) type Bracket = (u32, u32);
+
+/// What [`collect`] found.
+pub(super) struct Collected {
+    /// Keys above the bracket.
+    pub(super) above: u64,
+    /// Keys inside it.
+    pub(super) inside: usize,
+}
+
+/// Sorts the keys of the entries `start..start + len` into those above the bracket, which are counted, and
+/// those inside it, which are written to `found`. Changes nothing.
 ///
 /// # Safety
 ///
@@ -387,17 +398,17 @@ pub(super) unsafe fn collect<V: Vector, G: Grad<V>, S: Moment<V>>(
     job: &Job,
     start: u64,
     len: usize,
-    (low, high): (u32, u32),
+    (low, high): Bracket,
     found: *mut u32,
-) -> (u64, usize) {
+) -> Collected {
     let mut above = 0u64;
-    let mut count = 0;
+    let mut inside = 0;
     let mut group = [0u32; MAX_LANES];
     let mut sort = |keys: &[u32]| {
         for &key in keys {
-            // SAFETY: `count` is at most the number of keys seen so far, less than `len`.
-            unsafe { found.add(count).write(key) };
-            count += usize::from(low <= key && key <= high);
+            // SAFETY: `inside` is at most the number of keys seen so far, less than `len`.
+            unsafe { found.add(inside).write(key) };
+            inside += usize::from(low <= key && key <= high);
         }
     };
     for_spans(start, len as u64, |high_index, start, len| {
@@ -432,7 +443,7 @@ pub(super) unsafe fn collect<V: Vector, G: Grad<V>, S: Moment<V>>(
             sort(&group[..rest]);
         }
     });
-    (above, count)
+    Collected { above, inside }
 }
 
 /// The sum of the squares of `len` gradients from entry `start` on: one chunk of the norm.

@@ -10,6 +10,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use super::kernels::Bracket;
 use super::plan::SMALL_BLOCK;
 use super::tier::Kernels;
 use crate::backend::Job;
@@ -35,9 +36,6 @@ pub(super) struct Range {
     pub(super) start: u64,
     pub(super) len: u64,
 }
-
-/// Keys that the threshold is expected to lie between, both included.
-type Bracket = (u32, u32);
 
 fn sampled_lines(len: u64) -> u64 {
     (len / (LINE * SAMPLING)).min(MOST_SAMPLED_LINES)
@@ -122,8 +120,8 @@ pub(super) unsafe fn threshold_of_small_block(kernels: &Kernels, job: &Job, rang
             let to = inside.as_mut_ptr().add(count);
             (kernels.collect)(job, range.start + done, n as usize, bracket, to)
         };
-        above += found.0;
-        count += found.1;
+        above += found.above;
+        count += found.inside;
         done += n;
     }
     let settled = (done == range.len).then(|| settle(job.rank, above, &mut inside[..count]));
@@ -210,7 +208,7 @@ impl SharedSearch {
         while done < piece.len {
             let n = (piece.len - done).min(TILE as u64);
             // SAFETY: a part of the piece; a tile's keys have room in `found`.
-            let (more_above, count) = unsafe {
+            let collected = unsafe {
                 (kernels.collect)(
                     job,
                     piece.start + done,
@@ -219,7 +217,8 @@ impl SharedSearch {
                     found.as_mut_ptr(),
                 )
             };
-            above += more_above;
+            above += collected.above;
+            let count = collected.inside;
             if count > 0 {
                 let place = self.inside.fetch_add(count, Ordering::Relaxed);
                 if place + count > self.capacity {

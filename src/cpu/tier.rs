@@ -1,6 +1,7 @@
 //! The loops as compiled for each instruction set, and the choice among them.
 
 use super::element::{Grad, HalfBf16, HalfF16, MasterBf16, MasterF16, Moment, Param, Single};
+use super::kernels::{Bracket, Collected};
 use crate::backend::Job;
 use crate::config::{CpuTier, Dtype, StateDtype};
 use crate::error::{Result, fail};
@@ -11,7 +12,7 @@ pub(super) struct Kernels {
     pub(super) tier: CpuTier,
     pub(super) step: unsafe fn(&Job, u64, u64, u32) -> u64,
     pub(super) keys: unsafe fn(&Job, u64, usize, *mut u32),
-    pub(super) collect: unsafe fn(&Job, u64, usize, (u32, u32), *mut u32) -> (u64, usize),
+    pub(super) collect: unsafe fn(&Job, u64, usize, Bracket, *mut u32) -> Collected,
     pub(super) sum_of_squares: unsafe fn(&Job, u64, usize) -> f64,
     pub(super) start: unsafe fn(&Job, u64, u64),
 }
@@ -105,17 +106,17 @@ macro_rules! tier {
             $(#[target_feature(enable = $features)])?
             #[inline(never)]
             unsafe fn collect_of<G: Grad<V>, S: Moment<V>>(
-                job: &Job, start: u64, len: usize, range: (u32, u32), found: *mut u32,
-            ) -> (u64, usize) {
+                job: &Job, start: u64, len: usize, bracket: Bracket, found: *mut u32,
+            ) -> Collected {
                 // SAFETY: the caller's promise.
-                unsafe { kernels::collect::<V, G, S>(job, start, len, range, found) }
+                unsafe { kernels::collect::<V, G, S>(job, start, len, bracket, found) }
             }
 
             unsafe fn collect(
-                job: &Job, start: u64, len: usize, range: (u32, u32), found: *mut u32,
-            ) -> (u64, usize) {
+                job: &Job, start: u64, len: usize, bracket: Bracket, found: *mut u32,
+            ) -> Collected {
                 // SAFETY: as for `step`.
-                unsafe { for_moment_types!(job, collect_of(job, start, len, range, found)) }
+                unsafe { for_moment_types!(job, collect_of(job, start, len, bracket, found)) }
             }
 
             $(#[target_feature(enable = $features)])?
