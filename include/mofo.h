@@ -430,8 +430,9 @@ typedef struct mofo_tensor_info {
      */
     float *master;
     /**
-     * `num_blocks` values: each block's threshold in its last step, the smallest magnitude that moved;
-     * 0 before the first step, and where `update_fraction` is 1.
+     * `num_blocks` values: each block's threshold in its last step, of what the filter looks at (|first
+     * moment| for `MOFO_FILTER_MOMENTUM`). Magnitudes from there on moved, zeros never. 0 where fewer were
+     * not zero than should move, where `update_fraction` is 1, and before the first step.
      */
     const float *thresholds;
     /**
@@ -462,11 +463,11 @@ typedef struct mofo_step_report {
      */
     double grad_norm;
     /**
-     * Entries of the tensors that took part.
+     * Entries of the tensors that took part, or would have, had the step not been skipped.
      */
     uint64_t entries;
     /**
-     * How many of them moved: were selected by the filter.
+     * How many of them moved: were selected by the filter. 0 if the step was skipped.
      */
     uint64_t entries_selected;
     /**

@@ -19,9 +19,9 @@ pub struct mofo_step_report {
     /// The global norm of the gradients, times |grad_scale|, before clipping; `MOFO_INHERIT` where the step
     /// had no use for it: no clipping, no `skip_nonfinite` and none passed in.
     pub grad_norm: f64,
-    /// Entries of the tensors that took part.
+    /// Entries of the tensors that took part, or would have, had the step not been skipped.
     pub entries: u64,
-    /// How many of them moved: were selected by the filter.
+    /// How many of them moved: were selected by the filter. 0 if the step was skipped.
     pub entries_selected: u64,
     /// 1 if the step was skipped, else 0.
     pub skipped: i32,

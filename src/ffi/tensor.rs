@@ -105,8 +105,9 @@ pub struct mofo_tensor_info {
     pub exp_avg_sq: *mut c_void,
     /// The f32 master copy, `numel` elements, or NULL if the tensor has none.
     pub master: *mut f32,
-    /// `num_blocks` values: each block's threshold in its last step, the smallest magnitude that moved;
-    /// 0 before the first step, and where `update_fraction` is 1.
+    /// `num_blocks` values: each block's threshold in its last step, of what the filter looks at (|first
+    /// moment| for `MOFO_FILTER_MOMENTUM`). Magnitudes from there on moved, zeros never. 0 where fewer were
+    /// not zero than should move, where `update_fraction` is 1, and before the first step.
     pub thresholds: *const f32,
     /// The parameter's type.
     pub param_dtype: i32,
