@@ -16,8 +16,8 @@
  * - A buffer needs the alignment of its element, no more. Parameters, moments and master copies overlap
  *   nothing; gradients may overlap gradients.
  * - An optimizer is used by one thread at a time; different optimizers by different threads freely.
- * - The library never exits, never prints, installs no handlers, and keeps no global state but each thread's
- *   last error. It starts no thread before the first step, and mofo_destroy joins its threads. After fork() the
+ * - The library never exits, never prints, installs no handlers, and keeps no global state of its own
+ *   but each thread's last error. It starts no thread before the first step, and mofo_destroy joins its threads. After fork() the
  *   child's first step starts threads of its own.
  */
 
@@ -175,12 +175,12 @@
 #define MOFO_CPU_TIER_PORTABLE 1
 
 /**
- * AVX2 with F16C (x86-64).
+ * AVX2 with F16C (x86-64). This version does not have it: `MOFO_ERROR_UNSUPPORTED`.
  */
 #define MOFO_CPU_TIER_AVX2 2
 
 /**
- * AVX-512 F, BW, DQ and VL (x86-64).
+ * AVX-512 F, BW, DQ and VL (x86-64). This version does not have it: `MOFO_ERROR_UNSUPPORTED`.
  */
 #define MOFO_CPU_TIER_AVX512 3
 
@@ -714,7 +714,8 @@ int32_t mofo_step_args_init(struct mofo_step_args *args, uint64_t size);
 
 /**
  * Takes one step: reads the gradients, updates moments, masters and parameters of all tensors that have a
- * gradient, or of those in `args->tensors`. A NULL `args` is all defaults.
+ * gradient, or of those in `args->tensors`. A NULL `args` is all defaults. If none of them has a gradient
+ * the step does nothing, and that is fine.
  *
  * Returns `MOFO_OK`, or `MOFO_SKIPPED` if `skip_nonfinite` left the step out. On an error nothing has
  * changed: `MOFO_ERROR_INVALID_STATE` if no tensor was added or none is bound,
@@ -733,7 +734,7 @@ int32_t mofo_step(struct mofo_optimizer *optimizer, const struct mofo_step_args 
  * in `args->tensors`, and writes it to `*norm`. A NULL `args` is all defaults. The norm is infinite or NaN
  * exactly if some gradient is. Nothing else changes.
  *
- * Errors: as for `mofo_step`.
+ * Errors: as for `mofo_step`, but parameters need not be bound, nor hyper-parameters be usable.
  *
  * Requires:
  * As for `mofo_step`; `norm` is NULL or writable.

@@ -22,19 +22,24 @@ pub(crate) fn try_box<T>(value: T) -> Result<Box<T>> {
     }
 }
 
-/// Makes room for `additional` more elements, or reports a lack of memory.
+/// Makes room for one more element, growing by more than that at a time, or reports a lack of memory.
+pub(crate) fn try_reserve_one<T>(vector: &mut Vec<T>, what: &str) -> Result<()> {
+    vector
+        .try_reserve(1)
+        .map_err(|_| Error::out_of_memory(what, size_of::<T>()))
+}
+
+/// Makes room for `additional` more elements and no more, or reports a lack of memory.
 pub(crate) fn try_reserve<T>(vector: &mut Vec<T>, additional: usize, what: &str) -> Result<()> {
     vector
-        .try_reserve(additional)
+        .try_reserve_exact(additional)
         .map_err(|_| Error::out_of_memory(what, additional.saturating_mul(size_of::<T>())))
 }
 
-/// Makes room for exactly `capacity` elements in all, or reports a lack of memory.
+/// A vector with room for `capacity` elements, or a report that memory is lacking.
 pub(crate) fn try_with_capacity<T>(capacity: usize, what: &str) -> Result<Vec<T>> {
     let mut vector = Vec::new();
-    vector
-        .try_reserve_exact(capacity)
-        .map_err(|_| Error::out_of_memory(what, capacity.saturating_mul(size_of::<T>())))?;
+    try_reserve(&mut vector, capacity, what)?;
     Ok(vector)
 }
 

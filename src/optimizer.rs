@@ -9,7 +9,7 @@ use crate::config::{
 };
 use crate::environment::DefaultEnvironment;
 use crate::error::{Error, ErrorKind, Result, fail};
-use crate::memory::{Placement, try_reserve};
+use crate::memory::{Placement, try_reserve, try_reserve_one};
 use crate::rule::norm;
 use crate::rule::random::hash_name;
 use crate::rule::scalars::{Hyper, Scalars, gradient_factor};
@@ -48,6 +48,14 @@ struct Participant {
 
 // SAFETY: participants are rebuilt in every call; between calls their pointers are not used.
 unsafe impl Send for Participant {}
+
+/// What a call lists tensors for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Step,
+    /// Only the gradients are looked at.
+    Norm,
+}
 
 /// What is particular to one step.
 #[derive(Clone, Copy, Debug)]
@@ -256,13 +264,13 @@ impl Optimizer {
                 "tensor \"{name}\": the name must not be empty nor contain NUL"
             );
         }
-        if let Ok(index) = self.find_tensor(name) {
+        if let Some(index) = self.position(name) {
             fail!(
                 InvalidArgument,
                 "tensor \"{name}\": the name is taken by tensor {index}; names must be unique"
             );
         }
-        try_reserve(&mut self.tensors, 1, "the tensor list")?;
+        try_reserve_one(&mut self.tensors, "the tensor list")?;
         let tensor =
             Tensor::new(&self.options, spec, &buffers).map_err(|error| error.in_tensor(name))?;
         self.tensors.push(Some(tensor));
@@ -287,16 +295,19 @@ impl Optimizer {
     ///
     /// If there is none.
     pub fn find_tensor(&self, name: &str) -> Result<u64> {
-        let name_hash = hash_name(name);
-        let found = self.tensors.iter().position(|tensor| {
-            tensor
-                .as_ref()
-                .is_some_and(|tensor| tensor.name_hash == name_hash && tensor.name() == name)
-        });
-        match found {
+        match self.position(name) {
             Some(index) => Ok(index as u64),
             None => fail!(NotFound, "no tensor has the name \"{name}\""),
         }
+    }
+
+    fn position(&self, name: &str) -> Option<usize> {
+        let name_hash = hash_name(name);
+        self.tensors.iter().position(|tensor| {
+            tensor
+                .as_ref()
+                .is_some_and(|tensor| tensor.name_hash == name_hash && tensor.name() == name)
+        })
     }
 
     /// Binds a tensor to these buffers from now on; null unbinds.
@@ -421,7 +432,7 @@ impl Optimizer {
     /// As for [`Optimizer::step`], and if no tensor is bound, one has a gradient but no parameter, or
     /// buffers overlap.
     pub unsafe fn step_bound(&mut self, args: &StepArgs<'_>) -> Result<StepReport> {
-        self.list_bound(args)?;
+        self.list_bound(args, Purpose::Step)?;
         // SAFETY: the caller's promise.
         unsafe { self.step_participants(args) }
     }
@@ -437,10 +448,10 @@ impl Optimizer {
     ///
     /// As for [`Optimizer::step_bound`].
     pub unsafe fn grad_norm_bound(&mut self, args: &StepArgs<'_>) -> Result<f64> {
-        self.list_bound(args)?;
+        self.list_bound(args, Purpose::Norm)?;
         let _environment = DefaultEnvironment::enter();
         check_args(args)?;
-        self.make_jobs(args)?;
+        self.make_jobs(args, Purpose::Norm)?;
         // SAFETY: the caller's promise.
         let sum = unsafe { self.backend.sum_of_squares(&self.jobs)? };
         Ok(norm::norm(sum, args.grad_scale))
@@ -457,7 +468,7 @@ impl Optimizer {
         let _environment = DefaultEnvironment::enter();
         check_args(args)?;
         self.check_overlaps()?;
-        self.make_jobs(args)?;
+        self.make_jobs(args, Purpose::Step)?;
         let request = GradientRequest {
             grad_scale: args.grad_scale,
             grad_norm: args.grad_norm,
@@ -508,7 +519,13 @@ impl Optimizer {
     }
 
     /// Lists a tensor; refuses one that is listed twice in a call.
-    fn list(&mut self, index: u64, param: *mut u8, grad: *const u8) -> Result<()> {
+    fn list(
+        &mut self,
+        index: u64,
+        param: *mut u8,
+        grad: *const u8,
+        purpose: Purpose,
+    ) -> Result<()> {
         let call = self.call;
         let tensor = self.tensor_mut(index)?;
         if tensor.listed_in == call {
@@ -522,14 +539,14 @@ impl Optimizer {
         if grad.is_null() {
             return Ok(());
         }
-        if param.is_null() {
+        if param.is_null() && purpose == Purpose::Step {
             fail!(
                 InvalidBuffer,
                 "tensor \"{}\": a gradient is bound, but param is NULL",
                 tensor.name()
             );
         }
-        try_reserve(&mut self.participants, 1, "the list of tensors")?;
+        try_reserve_one(&mut self.participants, "the list of tensors")?;
         self.participants.push(Participant {
             index: index as usize,
             param,
@@ -539,15 +556,11 @@ impl Optimizer {
     }
 
     /// Makes `self.participants` the bound tensors of a call, in ascending order.
-    fn list_bound(&mut self, args: &StepArgs<'_>) -> Result<()> {
+    fn list_bound(&mut self, args: &StepArgs<'_>, purpose: Purpose) -> Result<()> {
         self.call += 1;
         self.participants.clear();
-        if !self
-            .tensors
-            .iter()
-            .flatten()
-            .any(|tensor| !tensor.param.is_null())
-        {
+        let is_bound = |tensor: &Tensor| !tensor.param.is_null() || !tensor.grad.is_null();
+        if !self.tensors.iter().flatten().any(is_bound) {
             fail!(
                 InvalidState,
                 "no tensor is bound: add tensors, and bind their parameters and gradients, before a step"
@@ -558,7 +571,7 @@ impl Optimizer {
                 for index in 0..self.tensors.len() {
                     if let Some(tensor) = &self.tensors[index] {
                         let (param, grad) = (tensor.param, tensor.grad);
-                        self.list(index as u64, param, grad)?;
+                        self.list(index as u64, param, grad, purpose)?;
                     }
                 }
             }
@@ -566,7 +579,7 @@ impl Optimizer {
                 for &index in indices {
                     let tensor = self.tensor(index)?;
                     let (param, grad) = (tensor.param, tensor.grad);
-                    self.list(index, param, grad)?;
+                    self.list(index, param, grad, purpose)?;
                 }
                 self.participants
                     .sort_unstable_by_key(|participant| participant.index);
@@ -623,7 +636,7 @@ impl Optimizer {
                 );
             }
             let (param, grad) = (param.as_mut_ptr(), grad.as_ptr());
-            self.list(binding.index, param, grad)?;
+            self.list(binding.index, param, grad, Purpose::Step)?;
         }
         self.participants
             .sort_unstable_by_key(|participant| participant.index);
@@ -694,7 +707,7 @@ impl Optimizer {
     }
 
     /// Makes `self.jobs` of `self.participants`.
-    fn make_jobs(&mut self, args: &StepArgs<'_>) -> Result<()> {
+    fn make_jobs(&mut self, args: &StepArgs<'_>, purpose: Purpose) -> Result<()> {
         // An unusable factor is found here even where clipping would not reach it.
         gradient_factor(args.grad_scale, 1.0)?;
         self.jobs.clear();
@@ -718,8 +731,12 @@ impl Optimizer {
                 weight_decay: tensor.weight_decay.unwrap_or(options.weight_decay),
             };
             let t = tensor.step_count + 1;
-            let scalars =
-                Scalars::new(&hyper, t).map_err(|error| error.in_tensor(tensor.name()))?;
+            let scalars = match purpose {
+                Purpose::Norm => Scalars::default(),
+                Purpose::Step => step_count(t)
+                    .and_then(|()| Scalars::new(&hyper, t))
+                    .map_err(|error| error.in_tensor(tensor.name()))?,
+            };
             let update_fraction = tensor.update_fraction.unwrap_or(default_fraction);
             let block_numel = tensor.numel / tensor.num_blocks;
             self.jobs.push(Job {

@@ -153,7 +153,7 @@ impl Tensor {
         let (state_bytes, placement) = state_layout(options, spec, brought)?;
         if brought[2] && state_bytes[2] == 0 {
             fail!(
-                InvalidBuffer,
+                InvalidArgument,
                 "master is {:p}, but the tensor has no master copy: that takes master_weights and a \
                  parameter of 16 bits; it must be NULL",
                 buffers.master

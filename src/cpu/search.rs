@@ -8,10 +8,11 @@ use super::select::{DIGITS, DigitSearch, Keys, Range, SharedCounts, SharedSearch
 use super::tier::Kernels;
 use crate::backend::Job;
 use crate::error::Result;
-use crate::memory::try_reserve;
+use crate::memory::{try_reserve, try_reserve_one};
 
-/// Large blocks are searched in waves of about this many entries, so that the work space stays bounded.
-const WAVE: u64 = 1 << 26;
+/// Large blocks are searched in waves of about this many collected keys (8 MiB), so that the work space stays
+/// bounded.
+const WAVE_KEYS: usize = 1 << 21;
 
 /// Stands for the threshold of a block until it is found; no key has this value.
 const UNSETTLED: u32 = u32::MAX;
@@ -55,8 +56,9 @@ impl Search {
         let mut pieces = 0;
         for (i, job) in searched() {
             for start in (0..job.numel).step_by(job.block_numel as usize) {
-                if wave.entries > 0 && wave.entries + job.block_numel > WAVE {
-                    try_reserve(&mut self.waves, 2, "the threshold search")?;
+                let capacity = SharedSearch::capacity(job.block_numel);
+                if wave.keys > 0 && wave.keys + capacity > WAVE_KEYS {
+                    try_reserve_one(&mut self.waves, "the threshold search")?;
                     self.waves.push(wave);
                     wave = Wave {
                         first_block: self.blocks.len(),
@@ -70,13 +72,13 @@ impl Search {
                 };
                 self.blocks.push(SharedSearch::new(i, block, wave.keys));
                 wave.entries += block.len;
-                wave.keys += SharedSearch::capacity(block.len);
+                wave.keys += capacity;
                 most_keys = most_keys.max(wave.keys);
                 pieces += pieces_of(block);
             }
         }
         if wave.entries > 0 {
-            try_reserve(&mut self.waves, 1, "the threshold search")?;
+            try_reserve_one(&mut self.waves, "the threshold search")?;
             self.waves.push(wave);
         }
         try_reserve(&mut self.keys, most_keys, "the threshold search")
@@ -128,13 +130,14 @@ pub(super) fn bytes_bound(numel: u64, num_blocks: u64) -> u64 {
     if block_numel <= plan::SMALL_BLOCK {
         return 0;
     }
-    let blocks_at_once = num_blocks.min((WAVE / block_numel).max(1));
-    let keys = blocks_at_once * SharedSearch::capacity(block_numel) as u64;
-    let waves = num_blocks.div_ceil(blocks_at_once) + 2;
+    let capacity = SharedSearch::capacity(block_numel) as u64;
+    let blocks_at_once = num_blocks.min((WAVE_KEYS as u64 / capacity).max(1));
+    // The list of waves grows by doubling, from a few.
+    let waves = 4 + 2 * num_blocks.div_ceil(blocks_at_once);
     num_blocks * size_of::<SharedSearch>() as u64
         + plan::most_pieces(numel, num_blocks) * size_of::<Piece>() as u64
-        + 2 * waves * size_of::<Wave>() as u64
-        + keys * size_of::<u32>() as u64
+        + waves * size_of::<Wave>() as u64
+        + blocks_at_once * capacity * size_of::<u32>() as u64
 }
 
 /// How many pieces a block is cut into.

@@ -47,9 +47,9 @@ pub const MOFO_ROUNDING_STOCHASTIC: i32 = 1;
 pub const MOFO_CPU_TIER_BEST: i32 = 0;
 /// The baseline of the target: SSE2 on x86-64, NEON on aarch64.
 pub const MOFO_CPU_TIER_PORTABLE: i32 = 1;
-/// AVX2 with F16C (x86-64).
+/// AVX2 with F16C (x86-64). This version does not have it: `MOFO_ERROR_UNSUPPORTED`.
 pub const MOFO_CPU_TIER_AVX2: i32 = 2;
-/// AVX-512 F, BW, DQ and VL (x86-64).
+/// AVX-512 F, BW, DQ and VL (x86-64). This version does not have it: `MOFO_ERROR_UNSUPPORTED`.
 pub const MOFO_CPU_TIER_AVX512: i32 = 3;
 
 /// One task of a step; `i` is its number. The library passes it to the engine's `mofo_parallel_for`.

@@ -105,7 +105,8 @@ pub unsafe extern "C" fn mofo_step_args_init(args: *mut mofo_step_args, size: u6
 }
 
 /// Takes one step: reads the gradients, updates moments, masters and parameters of all tensors that have a
-/// gradient, or of those in `args->tensors`. A NULL `args` is all defaults.
+/// gradient, or of those in `args->tensors`. A NULL `args` is all defaults. If none of them has a gradient
+/// the step does nothing, and that is fine.
 ///
 /// Returns `MOFO_OK`, or `MOFO_SKIPPED` if `skip_nonfinite` left the step out. On an error nothing has
 /// changed: `MOFO_ERROR_INVALID_STATE` if no tensor was added or none is bound,
@@ -156,7 +157,7 @@ pub unsafe extern "C" fn mofo_step(
 /// in `args->tensors`, and writes it to `*norm`. A NULL `args` is all defaults. The norm is infinite or NaN
 /// exactly if some gradient is. Nothing else changes.
 ///
-/// Errors: as for `mofo_step`.
+/// Errors: as for `mofo_step`, but parameters need not be bound, nor hyper-parameters be usable.
 ///
 /// # Safety
 ///

@@ -20,7 +20,7 @@ pub struct Hyper {
 }
 
 /// What the arithmetic of an entry needs, named as in `docs/numerics.md`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Scalars {
     /// f32(grad_scale · clip).
     pub s: f32,

@@ -1,0 +1,96 @@
+# GNU make. Needs cargo and, for the examples, a C and a C++ compiler.
+#
+#   make            the library: target/release/libmofo.a and the shared library beside it
+#   make demo       fine-tuning on handwritten digits, AdamW against MoFO (DEMO_ARGS="--help" shows its options)
+#   make examples   builds every example and runs the small ones
+#   make test       all tests, the examples included
+#   make lint       formatting, clippy, rustdoc and compiler warnings, all of them errors
+#   make fmt        formats the Rust code
+#   make header     writes include/mofo.h from src/ffi
+#   make sanitize   the demo under AddressSanitizer and UndefinedBehaviorSanitizer, a few steps
+#   make valgrind   the demo under valgrind, a few steps
+#   make clean      removes build/ and cargo's target directory
+#
+# CC, CXX, CARGO, CFLAGS, CXXFLAGS, CPPFLAGS, LDFLAGS, LDLIBS and CARGO_TARGET_DIR can be set as usual.
+
+CARGO ?= cargo
+CFLAGS ?= -O3
+CXXFLAGS ?= -O2
+LDLIBS ?= -lpthread -ldl -lm
+VALGRIND ?= valgrind
+DEMO_ARGS ?=
+
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+LIBRARY := $(TARGET_DIR)/release/libmofo.a
+HEADERS := include/mofo.h include/mofo.hpp
+FINETUNE := examples/c/finetune.c $(wildcard examples/c/finetune/*.c)
+FINETUNE_HEADERS := $(wildcard examples/c/finetune/*.h)
+
+# No fused multiply-add in the demo, so that it prints the same numbers with gcc and clang and with every -march.
+C11 := -std=c11 -ffp-contract=off -Iinclude
+C99 := -std=c99 -Iinclude
+CPP17 := -std=c++17 -Iinclude
+WARNINGS := -Wall -Wextra -Werror -pedantic
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+
+.PHONY: all library demo examples test lint fmt header sanitize valgrind clean FORCE
+
+all: library
+
+library: $(LIBRARY)
+
+# Cargo knows what has changed, and leaves the file alone if nothing has.
+$(LIBRARY): FORCE
+	$(CARGO) build --release
+
+build:
+	mkdir -p build
+
+build/finetune: $(FINETUNE) $(FINETUNE_HEADERS) $(HEADERS) $(LIBRARY) | build
+	$(CC) $(C11) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $(FINETUNE) $(LIBRARY) $(LDLIBS) -o $@
+
+build/finetune-sanitize: $(FINETUNE) $(FINETUNE_HEADERS) $(HEADERS) $(LIBRARY) | build
+	$(CC) $(C11) $(CPPFLAGS) -O1 -g $(SANITIZERS) $(LDFLAGS) $(FINETUNE) $(LIBRARY) $(LDLIBS) -o $@
+
+build/minimal-c: examples/c/minimal.c $(HEADERS) $(LIBRARY) | build
+	$(CC) $(C99) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $< $(LIBRARY) $(LDLIBS) -o $@
+
+build/minimal-cpp: examples/cpp/minimal.cpp $(HEADERS) $(LIBRARY) | build
+	$(CXX) $(CPP17) $(CPPFLAGS) $(CXXFLAGS) $(LDFLAGS) $< $(LIBRARY) $(LDLIBS) -o $@
+
+demo: build/finetune
+	build/finetune $(DEMO_ARGS)
+
+examples: build/finetune build/minimal-c build/minimal-cpp
+	build/minimal-c
+	build/minimal-cpp
+	$(CARGO) run --release --example minimal
+
+test: examples
+	$(CARGO) test
+	build/finetune --smoke
+
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
+	for file in $(FINETUNE); do $(CC) $(C11) $(CPPFLAGS) $(WARNINGS) -fsyntax-only $$file || exit 1; done
+	$(CC) $(C99) $(CPPFLAGS) $(WARNINGS) -fsyntax-only examples/c/minimal.c
+	$(CXX) $(CPP17) $(CPPFLAGS) $(WARNINGS) -fsyntax-only examples/cpp/minimal.cpp
+
+fmt:
+	$(CARGO) fmt
+
+header:
+	MOFO_WRITE_HEADER=1 $(CARGO) test --test header
+
+sanitize: build/finetune-sanitize
+	build/finetune-sanitize --smoke
+	build/finetune-sanitize --smoke --view permute --threads 2
+
+valgrind: build/finetune
+	$(VALGRIND) --quiet --leak-check=full --show-leak-kinds=all --error-exitcode=1 build/finetune --smoke
+
+clean:
+	rm -rf build
+	$(CARGO) clean
