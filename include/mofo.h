@@ -6,8 +6,8 @@
  * mofo_tensor, add it, and call mofo_step after each backward pass. docs/c-api.md is the guide.
  *
  * Conventions of every call:
- * - Calls that can fail return int32_t: MOFO_OK, a negative MOFO_ERROR_... (nothing has changed;
- *   mofo_last_error says why), or a positive normal outcome such as MOFO_SKIPPED.
+ * - Calls that can fail return int32_t: MOFO_OK, a negative MOFO_ERROR_... (nothing has changed, unless it is
+ *   MOFO_ERROR_INTERNAL; mofo_last_error says why), or a positive normal outcome such as MOFO_SKIPPED.
  * - Inputs come first, outputs last. Outputs are written only if the status is at least 0.
  * - Input structs carry their size and are filled by their _init call; output structs are passed with theirs.
  *   So a program keeps working with a newer library.
@@ -16,7 +16,7 @@
  * - A buffer needs the alignment of its element, no more. Parameters, moments and master copies overlap
  *   nothing; gradients may overlap gradients.
  * - An optimizer is used by one thread at a time; different optimizers by different threads freely.
- * - The library never exits, never prints, installs no handlers, and keeps no global state of its own
+ * - The library never exits, never prints (but for the message of a panic, which is a defect), installs no handlers, and keeps no global state of its own
  *   but each thread's last error. It starts no thread before the first step, and mofo_destroy joins its threads. After fork() the
  *   child's first step starts threads of its own.
  */
@@ -90,7 +90,8 @@
 #define MOFO_ERROR_PARALLEL_FOR -8
 
 /**
- * A defect in the library. The optimizer refuses every further step; destroy it.
+ * A defect in the library. The optimizer refuses every further call, and a step may have been left half
+ * done; destroy it.
  */
 #define MOFO_ERROR_INTERNAL -100
 
@@ -197,7 +198,10 @@ typedef void (*mofo_task)(void *task_ctx, int64_t i);
 /**
  * The engine's parallel loop: calls `task(task_ctx, i)` once for every `i` from 0 to `n - 1`, in any
  * order, on any threads, serially if it likes, and returns when all of them have returned. Tasks never
- * wait for each other. `ctx` is `mofo_options.parallel_for_ctx`.
+ * wait for each other, and need less than 64 KiB of stack. It must not throw or jump out of the call, nor use
+ * the optimizer that called it. Each step first tries it with tasks that do nothing: if it leaves one out,
+ * the step fails with `MOFO_ERROR_PARALLEL_FOR` before anything is written; tasks that it leaves out later
+ * are run by the library on the calling thread. `ctx` is `mofo_options.parallel_for_ctx`.
  */
 typedef void (*mofo_parallel_for)(void *ctx, int64_t n, mofo_task task, void *task_ctx);
 
@@ -350,7 +354,7 @@ typedef struct mofo_tensor {
      */
     double learning_rate_scale;
     /**
-     * Steps that the moments have already seen, at most 2^63 - 1. Default 0.
+     * Steps that the caller's `exp_avg` and `exp_avg_sq` have already seen, at most 2^63 - 1. Default 0.
      */
     uint64_t step_count;
     /**
@@ -364,7 +368,9 @@ typedef struct mofo_tensor {
     void *exp_avg_sq;
     /**
      * Likewise for the f32 master copy, `numel` floats; only where `master_weights` is 1 and the parameter
-     * has 16 bits. While `step_count` is 0 its content does not matter: it starts as the parameter.
+     * has 16 bits. While `step_count` is 0 its content does not matter: it starts as the parameter. So does
+     * a master copy that the library allocates, whatever `step_count` is. Once it has started, the
+     * parameter is its rounding: what the engine writes to the parameter is overwritten by the next step.
      */
     void *master;
 } mofo_tensor;
@@ -508,7 +514,8 @@ typedef struct mofo_step_args {
      */
     double grad_norm;
     /**
-     * The indices of the tensors to step, each at most once, in any order; NULL (default): all.
+     * The indices of the tensors to step, each at most once, in any order; NULL (default): all. To step
+     * none, a pointer that is not NULL and a `num_tensors` of 0.
      */
     const uint64_t *tensors;
     /**
@@ -542,7 +549,7 @@ typedef struct mofo_memory_info {
      */
     uint64_t caller_state;
     /**
-     * Work space of a step, kept between steps. It grows with the first steps, never later.
+     * Work space of a step, kept between steps. It grows when a step needs more than any before it.
      */
     uint64_t scratch;
     /**
@@ -692,8 +699,9 @@ int32_t mofo_tensor_state(struct mofo_optimizer *optimizer,
 
 /**
  * Sets how many steps a tensor's moments have seen: the next step is number `step_count + 1`. With 0 the
- * next step starts the moments at zero and the master copy from the parameter. Use it after moments were
- * restored through the pointers of `mofo_tensor_state`.
+ * next step starts the moments at zero and the master copy from the parameter. Otherwise the moments, and
+ * the master copy if there is one, are taken as they now lie in memory: restore all of them through the
+ * pointers of `mofo_tensor_state` first.
  *
  * Errors: `MOFO_ERROR_NOT_FOUND`, `MOFO_ERROR_INVALID_ARGUMENT` above 2^63 - 1.
  *
@@ -719,9 +727,11 @@ int32_t mofo_step_args_init(struct mofo_step_args *args, uint64_t size);
  *
  * Returns `MOFO_OK`, or `MOFO_SKIPPED` if `skip_nonfinite` left the step out. On an error nothing has
  * changed: `MOFO_ERROR_INVALID_STATE` if no tensor was added or none is bound,
- * `MOFO_ERROR_INVALID_BUFFER` if a tensor has a gradient but no parameter or if buffers overlap (of all
- * that a step touches, only gradients may overlap gradients), `MOFO_ERROR_NOT_FINITE` if a derived
- * number is not finite, `MOFO_ERROR_PARALLEL_FOR`, and those of the arguments.
+ * `MOFO_ERROR_INVALID_BUFFER` if a tensor of the step has a gradient but no parameter, or if buffers overlap
+ * (of the state of all tensors and of the parameters and gradients of those that have a gradient, only
+ * gradients may overlap gradients), `MOFO_ERROR_NOT_FINITE` if a derived number is not finite, among them
+ * the clipping factor of a NaN gradient, `MOFO_ERROR_PARALLEL_FOR`, and those of the arguments. Only
+ * `MOFO_ERROR_INTERNAL` may leave a step half done.
  *
  * Requires:
  * `optimizer` is NULL or alive; `args` is NULL or points to an initialised struct whose pointers are valid;

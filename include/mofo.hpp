@@ -168,7 +168,8 @@ class Task {
  * It stays where it is (neither moves nor copies) and must outlive the optimizers that use it.
  *
  * No exception crosses the C border. One that the callable throws is kept, and the step goes on without the
- * tasks that were not run: it fails with `Status::parallel_for`. The throwing calls then throw `mofo::Error`;
+ * tasks that were not run: if nothing has been written yet it fails with `Status::parallel_for` (the throwing
+ * calls throw `mofo::Error`), else the library runs them itself and the step succeeds. Either way
  * `take_exception` has the original.
  */
 template <class Loop> class ParallelFor {
@@ -282,9 +283,11 @@ struct StepArgs : mofo_step_args {
         (void)mofo_step_args_init(this, sizeof(mofo_step_args));
     }
 
-    /** Step only these tensors. The list is not copied. */
+    /** Step only these tensors: none of them if `count` is 0. The list is not copied. */
     StepArgs &only(const std::uint64_t *indices, std::size_t count) noexcept {
-        tensors = indices;
+        // An empty vector may have no address, and NULL would mean all tensors.
+        static constexpr std::uint64_t none = 0;
+        tensors = count == 0 ? &none : indices;
         num_tensors = count;
         return *this;
     }

@@ -30,8 +30,10 @@ pub(crate) struct Job {
     pub rank: u64,
     /// α is 1: AdamW.
     pub everything_moves: bool,
-    /// The first step: the moments count as zero, and the master starts from the parameter.
-    pub first_step: bool,
+    /// The moments count as zero.
+    pub starts_moments: bool,
+    /// There is a master copy, and it starts from the parameter.
+    pub starts_master: bool,
     /// With s still 1; the backend sets it once the gradient norm is known.
     pub scalars: Scalars,
     pub filter: Filter,

@@ -247,35 +247,35 @@ impl<'a> TensorSpec<'a> {
     }
 
     pub(crate) fn validate(&self) -> Result<()> {
-        let name = self.name;
+        self.check().map_err(|error| error.in_tensor(self.name))
+    }
+
+    fn check(&self) -> Result<()> {
         // No buffer can be larger than the address space, and the widest element has 4 bytes.
         const MAX_NUMEL: u64 = isize::MAX as u64 / 4;
         if self.numel == 0 || self.numel > MAX_NUMEL {
             fail!(
                 InvalidArgument,
-                "tensor \"{name}\": numel is {}; it must be from 1 to {MAX_NUMEL}",
+                "numel is {}; it must be from 1 to {MAX_NUMEL}",
                 self.numel
             );
         }
         if self.num_blocks == 0 || !self.numel.is_multiple_of(self.num_blocks) {
             fail!(
                 InvalidArgument,
-                "tensor \"{name}\": num_blocks is {}; it must divide numel, {}",
+                "num_blocks is {}; it must divide numel, {}",
                 self.num_blocks,
                 self.numel
             );
         }
-        let checks = || {
-            if let Some(value) = self.update_fraction {
-                fraction("update_fraction", value)?;
-            }
-            if let Some(value) = self.weight_decay {
-                at_least_zero("weight_decay", value)?;
-            }
-            at_least_zero("learning_rate_scale", self.learning_rate_scale)?;
-            step_count(self.step_count)
-        };
-        checks().map_err(|error| error.in_tensor(name))
+        if let Some(value) = self.update_fraction {
+            fraction("update_fraction", value)?;
+        }
+        if let Some(value) = self.weight_decay {
+            at_least_zero("weight_decay", value)?;
+        }
+        at_least_zero("learning_rate_scale", self.learning_rate_scale)?;
+        step_count(self.step_count)
     }
 
     /// Entries per block.

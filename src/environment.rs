@@ -32,9 +32,8 @@ impl DefaultEnvironment {
 
 impl Drop for DefaultEnvironment {
     fn drop(&mut self) {
-        if self.saved != DEFAULT {
-            set_control_register(self.saved);
-        }
+        // Always, so that the exceptions that the step raised do not show either.
+        set_control_register(self.saved);
     }
 }
 
@@ -59,7 +58,8 @@ fn control_register() -> u64 {
 fn set_control_register(value: u64) {
     let value = value as u32;
     // SAFETY: loads MXCSR with the default or with a value that `stmxcsr` gave, so no reserved bit is set.
-    // The float arithmetic that depends on it stands in functions that are called through pointers.
+    // The float arithmetic that depends on it stands in functions that are never inlined, so it cannot move
+    // past this.
     unsafe {
         std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const value, options(nostack, preserves_flags));
     }

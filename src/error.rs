@@ -64,6 +64,9 @@ impl Error {
 
     /// The same error, its message led by the tensor's name.
     pub(crate) fn in_tensor(self, name: &str) -> Self {
+        if name.is_empty() {
+            return self;
+        }
         Self::new(
             self.kind,
             format_args!("tensor \"{name}\": {}", self.message()),

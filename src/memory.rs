@@ -56,6 +56,8 @@ pub(crate) struct Placement {
     bytes: usize,
     /// Of the parts alone.
     used: usize,
+    /// The parts start at different offsets of a period.
+    staggered: bool,
 }
 
 /// First moment, second moment, master copy.
@@ -73,12 +75,12 @@ impl Placement {
     /// Places parts of these sizes; a part of no bytes takes no place. `None` if the sum overflows.
     pub(crate) fn new(sizes: [usize; PARTS]) -> Option<Self> {
         let mut placement = Self::default();
-        let large = sizes.iter().any(|&size| size >= LARGE);
+        placement.staggered = sizes.iter().any(|&size| size >= LARGE);
         for (part, &size) in sizes.iter().enumerate() {
             if size == 0 {
                 continue;
             }
-            let offset = if large {
+            let offset = if placement.staggered {
                 placement
                     .bytes
                     .checked_next_multiple_of(PERIOD)?
@@ -94,11 +96,7 @@ impl Placement {
     }
 
     fn alignment(&self) -> usize {
-        if self.bytes >= LARGE {
-            PERIOD
-        } else {
-            CACHE_LINE
-        }
+        if self.staggered { PERIOD } else { CACHE_LINE }
     }
 
     /// Bytes to ask the system for: the allocation is aligned by hand.

@@ -29,7 +29,7 @@ pub struct Optimizer {
     tensors: Vec<Option<Tensor>>,
     /// Numbers the calls that list tensors.
     call: u64,
-    /// The bound buffers of all tensors together were seen not to overlap.
+    /// The bound buffers and the state of all tensors were seen not to overlap.
     bindings_checked: bool,
     participants: Vec<Participant>,
     jobs: Vec<Job>,
@@ -55,6 +55,15 @@ enum Purpose {
     Step,
     /// Only the gradients are looked at.
     Norm,
+}
+
+/// Whose buffers a step uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    /// The bound ones.
+    Bound,
+    /// Those lent to the call.
+    Lent,
 }
 
 /// What is particular to one step.
@@ -337,7 +346,8 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Sets how many steps a tensor's moments have seen. With 0 the next step starts them anew.
+    /// Sets how many steps a tensor's moments have seen. With 0 the next step starts moments and master copy
+    /// anew; otherwise both are taken as they now lie in memory.
     ///
     /// # Errors
     ///
@@ -346,6 +356,7 @@ impl Optimizer {
         let tensor = self.tensor_mut(index)?;
         step_count(count).map_err(|error| error.in_tensor(tensor.name()))?;
         tensor.step_count = count;
+        tensor.master_started = count > 0;
         Ok(())
     }
 
@@ -418,7 +429,7 @@ impl Optimizer {
         self.list_bindings(args, bindings)?;
         // SAFETY: slices are alive, valid, of the tensors' lengths and types (checked in `list_bindings`),
         // and borrowed for this call.
-        unsafe { self.step_participants(args) }
+        unsafe { self.step_participants(args, Source::Lent) }
     }
 
     /// Takes a step of the bound tensors, or of those listed in `args`.
@@ -434,7 +445,7 @@ impl Optimizer {
     pub unsafe fn step_bound(&mut self, args: &StepArgs<'_>) -> Result<StepReport> {
         self.list_bound(args, Purpose::Step)?;
         // SAFETY: the caller's promise.
-        unsafe { self.step_participants(args) }
+        unsafe { self.step_participants(args, Source::Bound) }
     }
 
     /// The global norm of the gradients of the bound tensors, or of those listed in `args`, times
@@ -462,12 +473,16 @@ impl Optimizer {
     /// # Safety
     ///
     /// Their buffers are alive, as large as the tensors, and used by nobody else.
-    unsafe fn step_participants(&mut self, args: &StepArgs<'_>) -> Result<StepReport> {
+    unsafe fn step_participants(
+        &mut self,
+        args: &StepArgs<'_>,
+        source: Source,
+    ) -> Result<StepReport> {
         #[cfg(test)]
         assert!(!self.panics_in_step, "a test asked for it");
         let _environment = DefaultEnvironment::enter();
         check_args(args)?;
-        self.check_overlaps()?;
+        self.check_overlaps(source)?;
         self.make_jobs(args, Purpose::Step)?;
         let request = GradientRequest {
             grad_scale: args.grad_scale,
@@ -481,6 +496,7 @@ impl Optimizer {
             for participant in &self.participants {
                 if let Some(tensor) = &mut self.tensors[participant.index] {
                     tensor.step_count += 1;
+                    tensor.master_started = true;
                 }
             }
         }
@@ -602,8 +618,6 @@ impl Optimizer {
         }
         self.call += 1;
         self.participants.clear();
-        // The lent buffers are not those that were checked.
-        self.bindings_checked = false;
         for binding in bindings {
             let tensor = self.tensor(binding.index)?;
             let (param, grad) = (&mut binding.param, &binding.grad);
@@ -643,25 +657,33 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Refuses a step whose writable buffers overlap each other or a gradient.
-    fn check_overlaps(&mut self) -> Result<()> {
-        if self.bindings_checked {
+    /// Refuses writable buffers that overlap each other or a gradient: the state of all tensors, and the
+    /// parameters and gradients of this step (if they are lent) or of all tensors that have a gradient.
+    fn check_overlaps(&mut self, source: Source) -> Result<()> {
+        if source == Source::Bound && self.bindings_checked {
             return Ok(());
         }
         self.extents.clear();
         try_reserve(
             &mut self.extents,
-            5 * self.participants.len(),
+            5 * self.tensors.len(),
             "the overlap check",
         )?;
-        for participant in &self.participants {
-            let Some(tensor) = &self.tensors[participant.index] else {
+        let mut participants = self.participants.iter().peekable();
+        for (index, tensor) in self.tensors.iter().enumerate() {
+            let lent = participants.next_if(|participant| participant.index == index);
+            let Some(tensor) = tensor else {
                 continue;
             };
-            for extent in tensor.extents(participant.param, participant.grad) {
+            let (param, grad) = match (source, lent) {
+                (Source::Lent, Some(lent)) => (lent.param, lent.grad),
+                (Source::Bound, _) if !tensor.grad.is_null() => (tensor.param, tensor.grad),
+                _ => (std::ptr::null_mut(), std::ptr::null()),
+            };
+            for extent in tensor.extents(param, grad) {
                 let extent = extent.map_err(|error| error.in_tensor(tensor.name()))?;
                 if let Some(extent) = extent {
-                    self.extents.push((extent, participant.index as u64));
+                    self.extents.push((extent, index as u64));
                 }
             }
         }
@@ -701,8 +723,7 @@ impl Optimizer {
                 furthest_written = Some(present);
             }
         }
-        // Only if every tensor was looked at, later steps of some of them need no further look.
-        self.bindings_checked = self.participants.len() == self.tensors.iter().flatten().count();
+        self.bindings_checked |= source == Source::Bound;
         Ok(())
     }
 
@@ -753,7 +774,8 @@ impl Optimizer {
                 block_numel,
                 rank: rank(update_fraction, block_numel),
                 everything_moves: update_fraction == 1.0,
-                first_step: t == 1,
+                starts_moments: t == 1,
+                starts_master: !tensor.master.is_null() && (t == 1 || !tensor.master_started),
                 scalars,
                 filter: options.filter,
                 weight_decay_scope: options.weight_decay_scope,

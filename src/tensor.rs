@@ -58,6 +58,8 @@ pub(crate) struct Tensor {
     memory: Option<StateMemory>,
     state_bytes: [usize; PARTS],
     allocated_state: usize,
+    /// The master copy has been given its values: by a step, or by the caller.
+    pub(crate) master_started: bool,
     pub(crate) thresholds: Vec<f32>,
     /// The last call that this tensor was listed in; to notice one that is listed twice.
     pub(crate) listed_in: u64,
@@ -185,6 +187,7 @@ impl Tensor {
             memory: None,
             state_bytes,
             allocated_state: placement.allocated(),
+            master_started: brought[2] && spec.step_count > 0,
             thresholds,
             listed_in: 0,
         };

@@ -494,7 +494,8 @@ pub(super) unsafe fn sum_of_squares<V: Vector, G: Grad<V>>(
     fold_lanes(lanes)
 }
 
-/// Prepares the entries `start..start + len` for a first step: moments zero, master from the parameter.
+/// Gives the entries `start..start + len` what they start from: moments zero, master from the parameter, as far
+/// as the job asks for it.
 ///
 /// # Safety
 ///
@@ -502,16 +503,18 @@ pub(super) unsafe fn sum_of_squares<V: Vector, G: Grad<V>>(
 #[inline(always)]
 pub(super) unsafe fn start<V: Vector, P: Param<V>, S: Moment<V>>(job: &Job, start: u64, len: u64) {
     let (start, len) = (start as usize, len as usize);
-    // SAFETY: the range lies within the buffers (the caller's promise).
-    unsafe {
-        job.exp_avg
-            .add(start * S::SIZE)
-            .write_bytes(0, len * S::SIZE);
-        job.exp_avg_sq
-            .add(start * S::SIZE)
-            .write_bytes(0, len * S::SIZE);
+    if job.starts_moments {
+        // SAFETY: the range lies within the buffers (the caller's promise).
+        unsafe {
+            job.exp_avg
+                .add(start * S::SIZE)
+                .write_bytes(0, len * S::SIZE);
+            job.exp_avg_sq
+                .add(start * S::SIZE)
+                .write_bytes(0, len * S::SIZE);
+        }
     }
-    if !P::HAS_MASTER {
+    if !(P::HAS_MASTER && job.starts_master) {
         return;
     }
     let whole = len - len % V::LANES;

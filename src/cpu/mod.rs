@@ -105,13 +105,11 @@ impl Cpu {
 
         plan::cut_for_step(jobs, &mut self.scratch.pieces)?;
         self.scratch.search.prepare(jobs)?;
-        if !needs_sum {
-            self.executor.probe(self.scratch.pieces.len(), entries)?;
-        }
+        self.executor.probe(self.scratch.pieces.len(), entries)?;
         // From here on nothing fails.
         // SAFETY: the caller's promise; all three touch what the jobs describe, one after the other.
         let entries_selected = unsafe {
-            self.start_first_steps(jobs)?;
+            self.start_state(jobs)?;
             self.scratch
                 .search
                 .run(self.kernels, &mut self.executor, jobs)?;
@@ -167,28 +165,22 @@ impl Cpu {
         Ok(norm::fold(&mut sums[..jobs.len()]))
     }
 
-    /// Prepares the state of tensors in their first step.
+    /// Gives moments and masters what they start from, where they have not started yet.
     ///
     /// # Safety
     ///
     /// As for [`Cpu::step`].
-    unsafe fn start_first_steps(&mut self, jobs: &[Job]) -> Result<()> {
-        let entries: u64 = jobs
-            .iter()
-            .filter(|job| job.first_step)
-            .map(|job| job.numel)
-            .sum();
+    unsafe fn start_state(&mut self, jobs: &[Job]) -> Result<()> {
+        let starts = |job: &&Job| job.starts_moments || job.starts_master;
+        let entries: u64 = jobs.iter().filter(starts).map(|job| job.numel).sum();
         if entries == 0 {
             return Ok(());
         }
         let (kernels, pieces) = (self.kernels, &self.scratch.pieces);
         let start_piece = |i: usize| {
             let piece = &pieces[i];
-            let job = &jobs[piece.job];
-            if job.first_step {
-                // SAFETY: a range of the job, which no other piece shares.
-                unsafe { (kernels.start)(job, piece.start, piece.len) };
-            }
+            // SAFETY: a range of the job, which no other piece shares.
+            unsafe { (kernels.start)(&jobs[piece.job], piece.start, piece.len) };
         };
         self.executor
             .for_each(pieces.len(), entries, Incomplete::Finish, &start_piece)

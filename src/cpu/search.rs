@@ -24,7 +24,7 @@ pub(super) struct Search {
     /// The pieces of all blocks, in the order of the blocks.
     pieces: Vec<Piece>,
     waves: Vec<Wave>,
-    /// Collected keys of one wave; only the capacity is used.
+    /// Room for the collected keys of one wave.
     keys: Vec<u32>,
 }
 
@@ -43,7 +43,6 @@ impl Search {
         plan::cut_for_search(jobs, &mut self.pieces)?;
         self.blocks.clear();
         self.waves.clear();
-        self.keys.clear();
         let searched = || {
             jobs.iter()
                 .enumerate()
@@ -81,7 +80,11 @@ impl Search {
             try_reserve_one(&mut self.waves, "the threshold search")?;
             self.waves.push(wave);
         }
-        try_reserve(&mut self.keys, most_keys, "the threshold search")
+        if let Some(missing) = most_keys.checked_sub(self.keys.len()) {
+            try_reserve(&mut self.keys, missing, "the threshold search")?;
+            self.keys.resize(most_keys, 0);
+        }
+        Ok(())
     }
 
     /// Finds the thresholds of the blocks of these jobs, for which the search was prepared.

@@ -20,10 +20,12 @@ use crate::rule::select::kth_largest;
 
 /// Keys that are computed at a time.
 const TILE: usize = 1024;
+/// Blocks up to this size are a case of their own, because there may be very many of them.
+const TINY: usize = 16;
 /// Keys on one cache line of f32 gradients: the grain of the sample.
 const LINE: u64 = 16;
 /// One line in this many is sampled, of large blocks fewer.
-const SAMPLING: u64 = 4;
+const SAMPLING: u64 = 16;
 const MOST_SAMPLED_LINES: u64 = 4096;
 /// Half the width of the bracket, in standard deviations of the sample's rank.
 const SIGMAS: f64 = 5.0;
@@ -102,13 +104,40 @@ fn settle(rank: u64, above: u64, inside: &mut [u32]) -> Option<u32> {
 ///
 /// As for [`super::kernels::keys`]; the block has at most [`SMALL_BLOCK`] entries.
 pub(super) unsafe fn threshold_of_small_block(kernels: &Kernels, job: &Job, range: Range) -> u32 {
-    let mut inside = [0u32; SMALL_CAPACITY + TILE];
-    if range.len <= TILE as u64 {
-        let keys = &mut inside[..range.len as usize];
-        // SAFETY: the caller's promise; `keys` has room for the block.
-        unsafe { (kernels.keys)(job, range.start, keys.len(), keys.as_mut_ptr()) };
-        return kth_largest(keys, job.rank as usize);
+    // Clearing more room than is needed would cost more than the smallest blocks themselves.
+    if range.len <= TINY as u64 {
+        // SAFETY: the caller's promise.
+        unsafe { threshold_by_keys(kernels, job, range, &mut [0; TINY]) }
+    } else if range.len <= TILE as u64 {
+        // SAFETY: the caller's promise.
+        unsafe { threshold_by_keys(kernels, job, range, &mut [0; TILE]) }
+    } else {
+        // SAFETY: the caller's promise.
+        unsafe { threshold_by_bracket(kernels, job, range) }
     }
+}
+
+/// The threshold of a block whose keys all find room.
+///
+/// # Safety
+///
+/// As for [`super::kernels::keys`]; `room` is as long as the range, or longer.
+#[inline(never)]
+unsafe fn threshold_by_keys(kernels: &Kernels, job: &Job, range: Range, room: &mut [u32]) -> u32 {
+    let keys = &mut room[..range.len as usize];
+    // SAFETY: the caller's promise; `keys` has room for the block.
+    unsafe { (kernels.keys)(job, range.start, keys.len(), keys.as_mut_ptr()) };
+    kth_largest(keys, job.rank as usize)
+}
+
+/// The threshold of a block by a sample, and if that fails by its digits.
+///
+/// # Safety
+///
+/// As for [`super::kernels::keys`]; the block has more than [`TILE`] and at most [`SMALL_BLOCK`] entries.
+#[inline(never)]
+unsafe fn threshold_by_bracket(kernels: &Kernels, job: &Job, range: Range) -> u32 {
+    let mut inside = [0u32; SMALL_CAPACITY + TILE];
     const { assert!(SMALL_BLOCK / SAMPLING <= SMALL_CAPACITY as u64) };
     // SAFETY: the caller's promise; the sample is at most a `SAMPLING`-th of a small block (asserted above).
     let bracket = unsafe { bracket(kernels, job, range, job.rank, &mut inside) };
@@ -125,16 +154,17 @@ pub(super) unsafe fn threshold_of_small_block(kernels: &Kernels, job: &Job, rang
         done += n;
     }
     let settled = (done == range.len).then(|| settle(job.rank, above, &mut inside[..count]));
-    settled.flatten().unwrap_or_else(|| {
-        let mut search = DigitSearch::new(job.rank);
-        for digit in DIGITS {
-            let mut counts: Counts = [0; BUCKETS];
-            // SAFETY: the caller's promise.
-            unsafe { count_range(kernels, job, range, search.upper, digit, &mut counts) };
-            search.narrow(digit, |bucket| u64::from(counts[bucket]));
-        }
-        search.upper
-    })
+    if let Some(threshold) = settled.flatten() {
+        return threshold;
+    }
+    let mut search = DigitSearch::new(job.rank);
+    for digit in DIGITS {
+        let mut counts: Counts = [0; BUCKETS];
+        // SAFETY: the caller's promise.
+        unsafe { count_range(kernels, job, range, search.upper, digit, &mut counts) };
+        search.narrow(digit, |bucket| u64::from(counts[bucket]));
+    }
+    search.upper
 }
 
 /// The search for the threshold of a block that all threads work on together.
@@ -186,7 +216,7 @@ impl SharedSearch {
     pub(super) unsafe fn bracket(&self, kernels: &Kernels, job: &Job, keys: &Keys) {
         // SAFETY: the caller's promise.
         let sample = unsafe { self.keys(keys, self.capacity) };
-        // SAFETY: as above; a sample is at most a quarter of the block, and never above the capacity.
+        // SAFETY: as above; a sample is at most a `SAMPLING`-th of the block, and never above the capacity.
         let (low, high) = unsafe { bracket(kernels, job, self.block, job.rank, sample) };
         self.low.store(low, Ordering::Relaxed);
         self.high.store(high, Ordering::Relaxed);

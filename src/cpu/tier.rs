@@ -179,3 +179,135 @@ impl Kernels {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::backend::RandomKeys;
+    use crate::config::{Filter, Rounding, WeightDecayScope};
+    use crate::rule::scalars::{Hyper, Scalars};
+    use crate::rule::{convert, entry, random};
+
+    /// Entries of the window around index 2^32 that the test looks at.
+    const ENTRIES: usize = 100;
+    const FIRST: u64 = (1 << 32) - 37;
+
+    /// Buffers of which only the entries from `FIRST` on exist: nobody has memory for the others.
+    struct Window {
+        param: Vec<bf16>,
+        grad: Vec<f32>,
+        exp_avg: Vec<bf16>,
+        exp_avg_sq: Vec<bf16>,
+        threshold: u32,
+    }
+
+    impl Window {
+        fn new() -> Self {
+            let values =
+                |scale: f32| (0..ENTRIES).map(move |i| bf16::from_f32(scale * (1.0 + i as f32)));
+            Self {
+                param: values(0.1).collect(),
+                grad: (0..ENTRIES).map(|i| 0.01 * (i as f32 - 40.0)).collect(),
+                exp_avg: values(1e-3).collect(),
+                exp_avg_sq: values(1e-5).collect(),
+                threshold: 0,
+            }
+        }
+
+        fn job(&mut self) -> Job {
+            fn before<T>(start: *mut T) -> *mut u8 {
+                start.wrapping_sub(FIRST as usize).cast()
+            }
+            let hyper = Hyper {
+                learning_rate: 0.01,
+                learning_rate_scale: 1.0,
+                beta1: 0.9,
+                beta2: 0.99,
+                epsilon: 1e-8,
+                weight_decay: 0.1,
+            };
+            Job {
+                param: before(self.param.as_mut_ptr()),
+                grad: before(self.grad.as_mut_ptr()),
+                exp_avg: before(self.exp_avg.as_mut_ptr()),
+                exp_avg_sq: before(self.exp_avg_sq.as_mut_ptr()),
+                master: std::ptr::null_mut(),
+                thresholds: &mut self.threshold,
+                param_dtype: Dtype::BF16,
+                grad_dtype: Dtype::F32,
+                state_dtype: StateDtype::BF16,
+                numel: FIRST + ENTRIES as u64,
+                block_numel: FIRST + ENTRIES as u64,
+                rank: 1,
+                everything_moves: false,
+                starts_moments: false,
+                starts_master: false,
+                scalars: Scalars::new(&hyper, 3).unwrap(),
+                filter: Filter::Random,
+                weight_decay_scope: WeightDecayScope::Selected,
+                rounding: Rounding::Stochastic,
+                random: RandomKeys::new(1, 2, 3),
+            }
+        }
+
+        /// The rule's moments, parameter and key of the `i`-th entry, if it moves.
+        fn expected(&self, job: &Job, i: usize) -> (u16, u16, u16, u32) {
+            let index = FIRST + i as u64;
+            let (m, v) = entry::moments(
+                self.grad[i],
+                self.exp_avg[i].to_f32(),
+                self.exp_avg_sq[i].to_f32(),
+                &job.scalars,
+            );
+            let m = convert::f32_to_bf16_stochastic(m, job.random.exp_avg.bits(index));
+            let v = convert::f32_to_bf16_stochastic(v, job.random.exp_avg_sq.bits(index));
+            let [wide_m, wide_v] = [m, v].map(convert::bf16_to_f32);
+            let update = entry::update(wide_m, wide_v, &job.scalars);
+            let p = entry::moved(self.param[i].to_f32(), update, &job.scalars);
+            let p = convert::f32_to_bf16_stochastic(p, job.random.param.bits(index));
+            let key = entry::key(random::uniform(job.random.filter.bits(index)));
+            (m, v, p, key)
+        }
+    }
+
+    #[test]
+    fn indices_beyond_32_bits() {
+        let kernels = Kernels::choose(None).unwrap();
+        let mut window = Window::new();
+        let job = window.job();
+        let expected: Vec<_> = (0..ENTRIES).map(|i| window.expected(&job, i)).collect();
+        let all_keys: Vec<u32> = expected.iter().map(|entry| entry.3).collect();
+
+        let mut keys = [0u32; ENTRIES];
+        // SAFETY: only the entries of the window are touched, and `keys` has room for them.
+        unsafe { (kernels.keys)(&job, FIRST, ENTRIES, keys.as_mut_ptr()) };
+        assert_eq!(keys[..], all_keys);
+
+        let mut sorted = all_keys.clone();
+        sorted.sort_unstable();
+        let bracket = (sorted[30], sorted[60]);
+        // SAFETY: as above.
+        let found = unsafe { (kernels.collect)(&job, FIRST, ENTRIES, bracket, keys.as_mut_ptr()) };
+        assert_eq!((found.above, found.inside), (39, 31));
+        keys[..31].sort_unstable();
+        assert_eq!(keys[..31], sorted[30..=60]);
+
+        let threshold = sorted[50];
+        let before = window.param.clone();
+        // SAFETY: as above.
+        let moved = unsafe { (kernels.step)(&job, FIRST, ENTRIES as u64, threshold) };
+        assert_eq!(moved, 50);
+        for (i, (m, v, p, key)) in expected.into_iter().enumerate() {
+            assert_eq!(window.exp_avg[i].to_bits(), m, "exp_avg {i}");
+            assert_eq!(window.exp_avg_sq[i].to_bits(), v, "exp_avg_sq {i}");
+            let p = if key >= threshold {
+                p
+            } else {
+                before[i].to_bits()
+            };
+            assert_eq!(window.param[i].to_bits(), p, "param {i}");
+        }
+    }
+}

@@ -27,7 +27,7 @@ pub struct mofo_memory_info {
     pub state: u64,
     /// Moments and master copies in the caller's memory.
     pub caller_state: u64,
-    /// Work space of a step, kept between steps. It grows with the first steps, never later.
+    /// Work space of a step, kept between steps. It grows when a step needs more than any before it.
     pub scratch: u64,
     /// Everything else: tensor records, names, thresholds.
     pub bookkeeping: u64,

@@ -58,7 +58,10 @@ pub type mofo_task = Option<unsafe extern "C" fn(task_ctx: *mut c_void, i: i64)>
 
 /// The engine's parallel loop: calls `task(task_ctx, i)` once for every `i` from 0 to `n - 1`, in any
 /// order, on any threads, serially if it likes, and returns when all of them have returned. Tasks never
-/// wait for each other. `ctx` is `mofo_options.parallel_for_ctx`.
+/// wait for each other, and need less than 64 KiB of stack. It must not throw or jump out of the call, nor use
+/// the optimizer that called it. Each step first tries it with tasks that do nothing: if it leaves one out,
+/// the step fails with `MOFO_ERROR_PARALLEL_FOR` before anything is written; tasks that it leaves out later
+/// are run by the library on the calling thread. `ctx` is `mofo_options.parallel_for_ctx`.
 #[allow(non_camel_case_types)]
 pub type mofo_parallel_for =
     Option<unsafe extern "C" fn(ctx: *mut c_void, n: i64, task: mofo_task, task_ctx: *mut c_void)>;

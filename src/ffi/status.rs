@@ -30,7 +30,8 @@ pub const MOFO_ERROR_UNSUPPORTED: i32 = -6;
 pub const MOFO_ERROR_NOT_FINITE: i32 = -7;
 /// The engine's `parallel_for` returned before it had run every task.
 pub const MOFO_ERROR_PARALLEL_FOR: i32 = -8;
-/// A defect in the library. The optimizer refuses every further step; destroy it.
+/// A defect in the library. The optimizer refuses every further call, and a step may have been left half
+/// done; destroy it.
 pub const MOFO_ERROR_INTERNAL: i32 = -100;
 
 /// Every status, its name and, for errors, the kind it stands for: the one table.

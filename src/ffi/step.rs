@@ -55,7 +55,8 @@ pub struct mofo_step_args {
     /// are not read for either. `MOFO_INHERIT`
     /// (default): the library computes it, over the tensors of this call, where it needs it.
     pub grad_norm: f64,
-    /// The indices of the tensors to step, each at most once, in any order; NULL (default): all.
+    /// The indices of the tensors to step, each at most once, in any order; NULL (default): all. To step
+    /// none, a pointer that is not NULL and a `num_tensors` of 0.
     pub tensors: *const u64,
     /// How many indices `tensors` has.
     pub num_tensors: u64,
@@ -110,9 +111,11 @@ pub unsafe extern "C" fn mofo_step_args_init(args: *mut mofo_step_args, size: u6
 ///
 /// Returns `MOFO_OK`, or `MOFO_SKIPPED` if `skip_nonfinite` left the step out. On an error nothing has
 /// changed: `MOFO_ERROR_INVALID_STATE` if no tensor was added or none is bound,
-/// `MOFO_ERROR_INVALID_BUFFER` if a tensor has a gradient but no parameter or if buffers overlap (of all
-/// that a step touches, only gradients may overlap gradients), `MOFO_ERROR_NOT_FINITE` if a derived
-/// number is not finite, `MOFO_ERROR_PARALLEL_FOR`, and those of the arguments.
+/// `MOFO_ERROR_INVALID_BUFFER` if a tensor of the step has a gradient but no parameter, or if buffers overlap
+/// (of the state of all tensors and of the parameters and gradients of those that have a gradient, only
+/// gradients may overlap gradients), `MOFO_ERROR_NOT_FINITE` if a derived number is not finite, among them
+/// the clipping factor of a NaN gradient, `MOFO_ERROR_PARALLEL_FOR`, and those of the arguments. Only
+/// `MOFO_ERROR_INTERNAL` may leave a step half done.
 ///
 /// # Safety
 ///

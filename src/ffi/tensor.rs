@@ -44,7 +44,7 @@ pub struct mofo_tensor {
     pub weight_decay: f64,
     /// Multiplies the learning rate for this tensor: finite, at least 0. Default 1.
     pub learning_rate_scale: f64,
-    /// Steps that the moments have already seen, at most 2^63 - 1. Default 0.
+    /// Steps that the caller's `exp_avg` and `exp_avg_sq` have already seen, at most 2^63 - 1. Default 0.
     pub step_count: u64,
     /// The caller's memory for the first moment, `numel` elements of `state_dtype`. NULL (default): the
     /// library allocates it. While `step_count` is 0 its content does not matter: moments start at zero.
@@ -52,7 +52,9 @@ pub struct mofo_tensor {
     /// Likewise for the second moment.
     pub exp_avg_sq: *mut c_void,
     /// Likewise for the f32 master copy, `numel` floats; only where `master_weights` is 1 and the parameter
-    /// has 16 bits. While `step_count` is 0 its content does not matter: it starts as the parameter.
+    /// has 16 bits. While `step_count` is 0 its content does not matter: it starts as the parameter. So does
+    /// a master copy that the library allocates, whatever `step_count` is. Once it has started, the
+    /// parameter is its rounding: what the engine writes to the parameter is overwritten by the next step.
     pub master: *mut c_void,
 }
 
@@ -356,8 +358,9 @@ pub unsafe extern "C" fn mofo_tensor_state(
 }
 
 /// Sets how many steps a tensor's moments have seen: the next step is number `step_count + 1`. With 0 the
-/// next step starts the moments at zero and the master copy from the parameter. Use it after moments were
-/// restored through the pointers of `mofo_tensor_state`.
+/// next step starts the moments at zero and the master copy from the parameter. Otherwise the moments, and
+/// the master copy if there is one, are taken as they now lie in memory: restore all of them through the
+/// pointers of `mofo_tensor_state` first.
 ///
 /// Errors: `MOFO_ERROR_NOT_FOUND`, `MOFO_ERROR_INVALID_ARGUMENT` above 2^63 - 1.
 ///

@@ -13,6 +13,7 @@ pub fn chunk_sum_of_squares(grads: impl Iterator<Item = f32>) -> f64 {
 
 /// The sum over many tensors or chunks, from their own sums. Uses `sums` as work space.
 #[must_use]
+#[inline(never)]
 pub fn fold(sums: &mut [f64]) -> f64 {
     let mut n = sums.len();
     while n > 1 {
@@ -49,6 +50,7 @@ fn chunk_sum(values: impl Iterator<Item = f64>) -> f64 {
 
 /// The norm of scaled gradients from the sum of squares of unscaled ones.
 #[must_use]
+#[inline(never)]
 pub fn norm(sum: f64, grad_scale: f64) -> f64 {
     grad_scale.abs() * sum.sqrt()
 }
@@ -56,6 +58,7 @@ pub fn norm(sum: f64, grad_scale: f64) -> f64 {
 /// min(1, max_grad_norm / (norm + 1e-6)), as in `torch.nn.utils.clip_grad_norm_`; 1 if clipping is off.
 /// NaN if the norm is.
 #[must_use]
+#[inline(never)]
 pub fn clip(norm: f64, max_grad_norm: f64) -> f64 {
     if max_grad_norm == 0.0 {
         return 1.0;

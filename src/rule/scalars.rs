@@ -45,6 +45,7 @@ pub struct Scalars {
 impl Scalars {
     /// The scalars of step number `t`, from 1, with `grad_scale` 1 and no clipping. Refused if one is not
     /// finite.
+    #[inline(never)]
     pub fn new(hyper: &Hyper, t: u64) -> Result<Self> {
         let rate = hyper.learning_rate * hyper.learning_rate_scale;
         let scalars = Self {
@@ -88,12 +89,14 @@ impl Scalars {
 }
 
 /// The factor on the gradients, f32(grad_scale · clip); refused if it is not finite.
+#[inline(never)]
 pub fn gradient_factor(grad_scale: f64, clip: f64) -> Result<f32> {
     let s = (grad_scale * clip) as f32;
     if !s.is_finite() {
         fail!(
             NotFinite,
-            "grad_scale * clip is {s} as f32 (grad_scale {grad_scale}, clip {clip}); it must be finite"
+            "grad_scale * clip is {s} as f32 (grad_scale {grad_scale}, clip {clip}); it must be finite. A clip \
+             of NaN means that the gradient norm is NaN: a gradient is"
         );
     }
     Ok(s)

@@ -817,13 +817,16 @@ static void overlaps_between_tensors(struct scene *scene) {
         CHECK_U64(state_of(scene->optimizer, index).step_count, 0);
         CHECK_OK(mofo_remove_tensor(scene->optimizer, index));
     }
-    CASE("tensors that are not stepped may overlap");
+    CASE("overlaps are found even if only the other tensor is stepped");
     {
         mofo_step_args args = default_args();
         float bare_param[3] = {1, 1, 1};
         CHECK_OK(mofo_bind_tensor(scene->optimizer, bare, param, some_grad));
         args.tensors = &scene->indices[1];
         args.num_tensors = 1;
+        bad_step(scene, &args, MOFO_ERROR_INVALID_BUFFER, SAYS("overlaps", "param"));
+        CASE("a parameter without a gradient may lie anywhere");
+        CHECK_OK(mofo_bind_tensor(scene->optimizer, bare, param, NULL));
         CHECK_OK(mofo_step(scene->optimizer, &args));
         /* A gradient on a gradient is fine. */
         CHECK_OK(mofo_bind_tensor(scene->optimizer, bare, bare_param, scene->full.grad));

@@ -202,6 +202,12 @@ void thrown_errors() {
     CHECK_U64(report.entries, 4);
     CHECK_U64(report.entries_selected, 1);
     CHECK(std::abs(param[3] - 0.5F) < 1e-6F && param[2] == 1.0F);
+    // An empty list is empty, even if it has no address.
+    const std::vector<std::uint64_t> none;
+    mofo::StepArgs nothing;
+    nothing.only(none.data(), none.size()).report_to(report);
+    CHECK(optimizer.step(nothing));
+    CHECK_U64(report.entries, 0);
     CHECK(std::abs(optimizer.grad_norm(args) - std::sqrt(30.0)) < 1e-12);
     CHECK(std::abs(optimizer.grad_norm() - std::sqrt(30.0)) < 1e-12);
     CHECK_U64(optimizer.tensor_state(index).step_count, 1);
