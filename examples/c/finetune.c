@@ -164,7 +164,7 @@ static const char usage[] =
     "\n"
     "  --view VIEW     the new task: rot90 (default), flip, invert or permute\n"
     "  --full          all filters, more update fractions, a third learning rate, 5 seeds and a higher step limit:\n"
-    "                  some ten minutes\n"
+    "                  some fifteen minutes\n"
     "  --smoke         a few steps with every filter, in a second: shows that it runs, not what it does\n"
     "  --check         exit with 1 unless MoFO keeps 0.10 more upright accuracy than AdamW and than the random filter\n"
     "                  at the same training loss, with a new-task accuracy at most 0.01 below that of AdamW\n"

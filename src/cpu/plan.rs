@@ -10,7 +10,7 @@ use crate::memory::try_reserve;
 use crate::rule::norm::CHUNK;
 
 /// Entries of a piece: large against the cost of handing it out, small against a core's cache.
-pub(super) const PIECE: u64 = 1 << 16;
+pub(super) const PIECE: u64 = 1 << 14;
 /// Blocks up to this size are dealt with by one thread, threshold and all, while they are in its cache;
 /// larger ones by all threads together.
 pub(super) const SMALL_BLOCK: u64 = 1 << 15;

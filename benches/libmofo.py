@@ -1,0 +1,129 @@
+"""The part of mofo's C API that a step needs, as include/mofo.h declares it, through ctypes."""
+
+import ctypes
+from ctypes import POINTER, c_char_p, c_double, c_int32, c_uint32, c_uint64, c_void_p
+from pathlib import Path
+from typing import Any
+
+MOFO_ABI_VERSION = 1
+MOFO_DTYPE_F32 = 0
+CPU_TIERS = {1: "portable", 2: "avx2", 3: "avx512"}
+
+
+class Options(ctypes.Structure):
+    """`mofo_options`."""
+
+    _fields_ = [
+        ("struct_size", c_uint64),
+        ("device", c_int32),
+        ("device_index", c_int32),
+        ("learning_rate", c_double),
+        ("beta1", c_double),
+        ("beta2", c_double),
+        ("epsilon", c_double),
+        ("weight_decay", c_double),
+        ("weight_decay_scope", c_int32),
+        ("filter", c_int32),
+        ("update_fraction", c_double),
+        ("state_dtype", c_int32),
+        ("master_weights", c_int32),
+        ("rounding", c_int32),
+        ("skip_nonfinite", c_int32),
+        ("seed", c_uint64),
+        ("max_grad_norm", c_double),
+        ("num_threads", c_int32),
+        ("cpu_tier", c_int32),
+        ("parallel_for", c_void_p),
+        ("parallel_for_ctx", c_void_p),
+    ]
+
+
+class TensorDescription(ctypes.Structure):
+    """`mofo_tensor`."""
+
+    _fields_ = [
+        ("struct_size", c_uint64),
+        ("name", c_char_p),
+        ("numel", c_uint64),
+        ("num_blocks", c_uint64),
+        ("param_dtype", c_int32),
+        ("grad_dtype", c_int32),
+        ("param", c_void_p),
+        ("grad", c_void_p),
+        ("update_fraction", c_double),
+        ("weight_decay", c_double),
+        ("learning_rate_scale", c_double),
+        ("step_count", c_uint64),
+        ("exp_avg", c_void_p),
+        ("exp_avg_sq", c_void_p),
+        ("master", c_void_p),
+    ]
+
+
+class StepReport(ctypes.Structure):
+    """`mofo_step_report`."""
+
+    _fields_ = [
+        ("grad_norm", c_double),
+        ("entries", c_uint64),
+        ("entries_selected", c_uint64),
+        ("skipped", c_int32),
+        ("reserved", c_int32),
+    ]
+
+
+class StepArgs(ctypes.Structure):
+    """`mofo_step_args`."""
+
+    _fields_ = [
+        ("struct_size", c_uint64),
+        ("learning_rate", c_double),
+        ("update_fraction", c_double),
+        ("grad_scale", c_double),
+        ("grad_norm", c_double),
+        ("tensors", POINTER(c_uint64)),
+        ("num_tensors", c_uint64),
+        ("stream", c_void_p),
+        ("report", POINTER(StepReport)),
+        ("report_size", c_uint64),
+    ]
+
+
+class Library:
+    """The functions of libmofo that a step needs, each with its signature."""
+
+    SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+        "mofo_version": (c_char_p, []),
+        "mofo_abi_version": (c_uint32, []),
+        "mofo_last_error": (c_char_p, []),
+        "mofo_status_name": (c_char_p, [c_int32]),
+        "mofo_options_init": (c_int32, [POINTER(Options), c_uint64]),
+        "mofo_create": (c_int32, [POINTER(Options), POINTER(c_void_p)]),
+        "mofo_destroy": (None, [c_void_p]),
+        "mofo_cpu_tier": (c_int32, [c_void_p]),
+        "mofo_tensor_init": (c_int32, [POINTER(TensorDescription), c_uint64]),
+        "mofo_add_tensor": (c_int32, [c_void_p, POINTER(TensorDescription), POINTER(c_uint64)]),
+        "mofo_bind_tensor": (c_int32, [c_void_p, c_uint64, c_void_p, c_void_p]),
+        "mofo_step_args_init": (c_int32, [POINTER(StepArgs), c_uint64]),
+        "mofo_step": (c_int32, [c_void_p, POINTER(StepArgs)]),
+    }
+
+    def __init__(self, path: Path) -> None:
+        self.functions = ctypes.CDLL(str(path))
+        for name, (restype, argtypes) in self.SIGNATURES.items():
+            function = getattr(self.functions, name)
+            function.restype = restype
+            function.argtypes = argtypes
+        abi_version = self.functions.mofo_abi_version()
+        if abi_version != MOFO_ABI_VERSION:
+            raise RuntimeError(f"{path} has ABI version {abi_version}, this program was written for {MOFO_ABI_VERSION}")
+
+    def version(self) -> str:
+        version: bytes = self.functions.mofo_version()
+        return version.decode()
+
+    def check(self, status: int) -> None:
+        """Raises what the library says about a call that did not do all it should."""
+        if status != 0:
+            name = self.functions.mofo_status_name(status).decode()
+            raise RuntimeError(f"{name}: {self.functions.mofo_last_error().decode()}")
