@@ -29,7 +29,9 @@ mod error;
 pub mod ffi;
 mod memory;
 mod optimizer;
+mod overlap;
 pub mod rule;
+mod step;
 mod tensor;
 
 pub use buffer::{GradRef, ParamMut};
@@ -38,7 +40,6 @@ pub use config::{
     StateDtype, Task, TensorSpec, WeightDecayScope,
 };
 pub use error::{Error, ErrorKind, Result};
-pub use optimizer::{
-    Buffers, Memory, Optimizer, StateSize, StepArgs, StepReport, TensorBinding, TensorState,
-    state_size,
-};
+pub use optimizer::{Memory, Optimizer, StateSize, TensorState, state_size};
+pub use step::{StepArgs, StepReport, TensorBinding};
+pub use tensor::Buffers;

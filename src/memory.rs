@@ -74,8 +74,10 @@ const CACHE_LINE: usize = 64;
 impl Placement {
     /// Places parts of these sizes; a part of no bytes takes no place. `None` if the sum overflows.
     pub(crate) fn new(sizes: [usize; PARTS]) -> Option<Self> {
-        let mut placement = Self::default();
-        placement.staggered = sizes.iter().any(|&size| size >= LARGE);
+        let mut placement = Self {
+            staggered: sizes.iter().any(|&size| size >= LARGE),
+            ..Self::default()
+        };
         for (part, &size) in sizes.iter().enumerate() {
             if size == 0 {
                 continue;

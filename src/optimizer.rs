@@ -3,19 +3,17 @@
 use std::ffi::{CStr, c_void};
 
 use crate::backend::{Backend, GradientRequest, Job, RandomKeys};
-use crate::buffer::{GradRef, ParamMut};
-use crate::config::{
-    CpuTier, Dtype, Options, StateDtype, TensorSpec, at_least_zero, fraction, step_count,
-};
+use crate::config::{CpuTier, Dtype, Options, StateDtype, TensorSpec, step_count};
 use crate::environment::DefaultEnvironment;
 use crate::error::{Error, ErrorKind, Result, fail};
 use crate::memory::{Placement, try_reserve, try_reserve_one};
+use crate::overlap::{self, Extent};
 use crate::rule::norm;
 use crate::rule::random::hash_name;
 use crate::rule::scalars::{Hyper, Scalars, gradient_factor};
 use crate::rule::select::rank;
-pub use crate::tensor::Buffers;
-use crate::tensor::{Brought, Extent, Tensor, state_layout};
+use crate::step::{StepArgs, StepReport, TensorBinding};
+use crate::tensor::{Brought, Buffers, Tensor, state_layout};
 
 /// The Momentum-Filtered Optimizer over a set of tensors.
 ///
@@ -64,68 +62,6 @@ enum Source {
     Bound,
     /// Those lent to the call.
     Lent,
-}
-
-/// What is particular to one step.
-#[derive(Clone, Copy, Debug)]
-pub struct StepArgs<'a> {
-    /// η of this step; `None` is the optimizer's.
-    pub learning_rate: Option<f64>,
-    /// α of this step for the tensors without one of their own; `None` is the optimizer's.
-    pub update_fraction: Option<f64>,
-    /// Multiplies every gradient; finite. Default 1.
-    pub grad_scale: f64,
-    /// The global gradient norm, if the engine knows it, at least 0, with |grad_scale| included. A NaN or
-    /// infinite norm says that some gradient is.
-    pub grad_norm: Option<f64>,
-    /// The tensors to step, each at most once; `None` is all. For [`Optimizer::step`], which lists its
-    /// tensors itself, it must be `None`.
-    pub tensors: Option<&'a [u64]>,
-}
-
-impl Default for StepArgs<'_> {
-    fn default() -> Self {
-        Self {
-            learning_rate: None,
-            update_fraction: None,
-            grad_scale: 1.0,
-            grad_norm: None,
-            tensors: None,
-        }
-    }
-}
-
-/// What a step did.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepReport {
-    /// The global norm of the gradients, times |grad_scale|, before clipping; `None` where the step had no
-    /// use for it.
-    pub grad_norm: Option<f64>,
-    /// Entries of the tensors that took part.
-    pub entries: u64,
-    /// How many of them moved.
-    pub entries_selected: u64,
-    /// The step was left out: `skip_nonfinite` is on and a gradient was not finite.
-    pub skipped: bool,
-}
-
-/// A tensor's parameter and gradient for one [`Optimizer::step`].
-#[derive(Debug)]
-pub struct TensorBinding<'a> {
-    index: u64,
-    param: ParamMut<'a>,
-    grad: GradRef<'a>,
-}
-
-impl<'a> TensorBinding<'a> {
-    /// Lends these slices, as long as the tensor and of its dtypes.
-    pub fn new(index: u64, param: impl Into<ParamMut<'a>>, grad: impl Into<GradRef<'a>>) -> Self {
-        Self {
-            index,
-            param: param.into(),
-            grad: grad.into(),
-        }
-    }
 }
 
 /// What the optimizer keeps for a tensor. The pointers are valid until the tensor is removed or the
@@ -461,7 +397,7 @@ impl Optimizer {
     pub unsafe fn grad_norm_bound(&mut self, args: &StepArgs<'_>) -> Result<f64> {
         self.list_bound(args, Purpose::Norm)?;
         let _environment = DefaultEnvironment::enter();
-        check_args(args)?;
+        args.validate()?;
         self.make_jobs(args, Purpose::Norm)?;
         // SAFETY: the caller's promise.
         let sum = unsafe { self.backend.sum_of_squares(&self.jobs)? };
@@ -481,7 +417,7 @@ impl Optimizer {
         #[cfg(test)]
         assert!(!self.panics_in_step, "a test asked for it");
         let _environment = DefaultEnvironment::enter();
-        check_args(args)?;
+        args.validate()?;
         self.check_overlaps(source)?;
         self.make_jobs(args, Purpose::Step)?;
         let request = GradientRequest {
@@ -687,41 +623,16 @@ impl Optimizer {
                 }
             }
         }
-        self.extents
-            .sort_unstable_by_key(|(extent, _)| extent.start);
-        // Of all ranges that start before the present one, those that reach furthest.
-        let mut furthest: Option<&(Extent, u64)> = None;
-        let mut furthest_written: Option<&(Extent, u64)> = None;
-        for present in &self.extents {
-            let earlier = if present.0.written {
-                furthest
-            } else {
-                furthest_written
-            };
-            if let Some(earlier) = earlier.filter(|earlier| earlier.0.conflicts_with(&present.0)) {
-                let name = |index| self.tensor(index).map_or("", Tensor::name);
-                fail!(
-                    InvalidBuffer,
-                    "tensor \"{}\": {} ({:#x} to {:#x}) overlaps {} of tensor \"{}\" ({:#x} to {:#x})",
-                    name(present.1),
-                    present.0.what,
-                    present.0.start,
-                    present.0.end,
-                    earlier.0.what,
-                    name(earlier.1),
-                    earlier.0.start,
-                    earlier.0.end
-                );
-            }
-            let reaches_further = |furthest: Option<&(Extent, u64)>| {
-                furthest.is_none_or(|furthest| present.0.end > furthest.0.end)
-            };
-            if reaches_further(furthest) {
-                furthest = Some(present);
-            }
-            if present.0.written && reaches_further(furthest_written) {
-                furthest_written = Some(present);
-            }
+        if let Some([one, other]) = overlap::find(&mut self.extents) {
+            let name = |index| self.tensor(index).map_or("", Tensor::name);
+            fail!(
+                InvalidBuffer,
+                "tensor \"{}\": {} overlaps {} of tensor \"{}\"",
+                name(other.1),
+                other.0,
+                one.0,
+                name(one.1)
+            );
         }
         self.bindings_checked |= source == Source::Bound;
         Ok(())
@@ -785,29 +696,4 @@ impl Optimizer {
         }
         Ok(())
     }
-}
-
-fn check_args(args: &StepArgs<'_>) -> Result<()> {
-    if let Some(value) = args.learning_rate {
-        at_least_zero("learning_rate", value)?;
-    }
-    if let Some(value) = args.update_fraction {
-        fraction("update_fraction", value)?;
-    }
-    if !args.grad_scale.is_finite() {
-        fail!(
-            InvalidArgument,
-            "grad_scale is {}; it must be finite",
-            args.grad_scale
-        );
-    }
-    if let Some(norm) = args.grad_norm
-        && norm < 0.0
-    {
-        fail!(
-            InvalidArgument,
-            "grad_norm is {norm}; it must be at least 0"
-        );
-    }
-    Ok(())
 }

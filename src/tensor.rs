@@ -5,6 +5,7 @@ use std::ffi::{CStr, c_void};
 use crate::config::{Dtype, Options, StateDtype, TensorSpec};
 use crate::error::{Error, Result, fail};
 use crate::memory::{PARTS, Placement, StateMemory, try_with_capacity};
+use crate::overlap::Extent;
 use crate::rule::random::hash_name;
 
 /// A caller's buffers for one tensor. Null pointers: not bound yet (`param`, `grad`), or to be allocated by
@@ -68,52 +69,6 @@ pub(crate) struct Tensor {
 // SAFETY: the pointers are to memory that the caller lends to whichever thread uses the optimizer, or to
 // `memory`.
 unsafe impl Send for Tensor {}
-
-/// A contiguous buffer of a tensor, as an address range.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Extent {
-    pub(crate) start: usize,
-    pub(crate) end: usize,
-    pub(crate) what: &'static str,
-    /// Gradients may overlap gradients.
-    pub(crate) written: bool,
-}
-
-impl Extent {
-    /// Refuses a buffer that is misaligned or wraps around the address space.
-    pub(crate) fn new(
-        what: &'static str,
-        start: *const u8,
-        numel: u64,
-        size: usize,
-        written: bool,
-    ) -> Result<Self> {
-        let address = start as usize;
-        if !address.is_multiple_of(size) {
-            fail!(
-                InvalidBuffer,
-                "{what} is {start:p}; it must be a multiple of {size}, the size of its elements"
-            );
-        }
-        let bytes = (numel as usize).checked_mul(size);
-        let Some(end) = bytes.and_then(|bytes| address.checked_add(bytes)) else {
-            fail!(
-                InvalidBuffer,
-                "{what} is {start:p}; {numel} elements of {size} bytes go beyond the address space"
-            );
-        };
-        Ok(Self {
-            start: address,
-            end,
-            what,
-            written,
-        })
-    }
-
-    pub(crate) fn conflicts_with(&self, other: &Self) -> bool {
-        (self.written || other.written) && self.start < other.end && other.start < self.end
-    }
-}
 
 /// What of the state the caller brings: first moment, second moment, master copy.
 pub(crate) type Brought = [bool; PARTS];
@@ -226,16 +181,7 @@ impl Tensor {
         for (i, one) in extents.iter().flatten().enumerate() {
             for other in extents.iter().flatten().skip(i + 1) {
                 if one.conflicts_with(other) {
-                    fail!(
-                        InvalidBuffer,
-                        "{} ({:#x} to {:#x}) overlaps {} ({:#x} to {:#x})",
-                        one.what,
-                        one.start,
-                        one.end,
-                        other.what,
-                        other.start,
-                        other.end
-                    );
+                    fail!(InvalidBuffer, "{one} overlaps {other}");
                 }
             }
         }

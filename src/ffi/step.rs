@@ -9,7 +9,8 @@ use super::status::{MOFO_OK, MOFO_SKIPPED};
 use super::structs::{InputStruct, OutputStruct, check_output, check_pointer, initialise, read};
 use super::tensor::unless_inherited;
 use crate::error::{Result, fail};
-use crate::optimizer::{Optimizer, StepArgs};
+use crate::optimizer::Optimizer;
+use crate::step::StepArgs;
 
 /// What a step did.
 #[repr(C)]

@@ -1,0 +1,94 @@
+//! What a step is given, and what it reports.
+
+use crate::buffer::{GradRef, ParamMut};
+use crate::config::{at_least_zero, fraction};
+use crate::error::{Result, fail};
+
+/// What is particular to one step.
+#[derive(Clone, Copy, Debug)]
+pub struct StepArgs<'a> {
+    /// η of this step; `None` is the optimizer's.
+    pub learning_rate: Option<f64>,
+    /// α of this step for the tensors without one of their own; `None` is the optimizer's.
+    pub update_fraction: Option<f64>,
+    /// Multiplies every gradient; finite. Default 1.
+    pub grad_scale: f64,
+    /// The global gradient norm, if the engine knows it, at least 0, with |grad_scale| included. A NaN or
+    /// infinite norm says that some gradient is.
+    pub grad_norm: Option<f64>,
+    /// The tensors to step, each at most once; `None` is all. For [`crate::Optimizer::step`], which lists its
+    /// tensors itself, it must be `None`.
+    pub tensors: Option<&'a [u64]>,
+}
+
+impl Default for StepArgs<'_> {
+    fn default() -> Self {
+        Self {
+            learning_rate: None,
+            update_fraction: None,
+            grad_scale: 1.0,
+            grad_norm: None,
+            tensors: None,
+        }
+    }
+}
+
+impl StepArgs<'_> {
+    pub(crate) fn validate(&self) -> Result<()> {
+        if let Some(value) = self.learning_rate {
+            at_least_zero("learning_rate", value)?;
+        }
+        if let Some(value) = self.update_fraction {
+            fraction("update_fraction", value)?;
+        }
+        if !self.grad_scale.is_finite() {
+            fail!(
+                InvalidArgument,
+                "grad_scale is {}; it must be finite",
+                self.grad_scale
+            );
+        }
+        if let Some(norm) = self.grad_norm
+            && norm < 0.0
+        {
+            fail!(
+                InvalidArgument,
+                "grad_norm is {norm}; it must be at least 0"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// The global norm of the gradients, times |grad_scale|, before clipping; `None` where the step had no
+    /// use for it.
+    pub grad_norm: Option<f64>,
+    /// Entries of the tensors that took part.
+    pub entries: u64,
+    /// How many of them moved.
+    pub entries_selected: u64,
+    /// The step was left out: `skip_nonfinite` is on and a gradient was not finite.
+    pub skipped: bool,
+}
+
+/// A tensor's parameter and gradient for one [`crate::Optimizer::step`].
+#[derive(Debug)]
+pub struct TensorBinding<'a> {
+    pub(crate) index: u64,
+    pub(crate) param: ParamMut<'a>,
+    pub(crate) grad: GradRef<'a>,
+}
+
+impl<'a> TensorBinding<'a> {
+    /// Lends these slices, as long as the tensor and of its dtypes.
+    pub fn new(index: u64, param: impl Into<ParamMut<'a>>, grad: impl Into<GradRef<'a>>) -> Self {
+        Self {
+            index,
+            param: param.into(),
+            grad: grad.into(),
+        }
+    }
+}
