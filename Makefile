@@ -7,6 +7,7 @@
 #   make lint       formatting, clippy, rustdoc and compiler warnings, all of them errors
 #   make fmt        formats the Rust code
 #   make header     writes include/mofo.h from src/ffi
+#   make bench-torch  a step against PyTorch's; needs Python with PyTorch (BENCH_ARGS="--help" shows its options)
 #   make sanitize   the demo under AddressSanitizer and UndefinedBehaviorSanitizer, a few steps
 #   make valgrind   the demo under valgrind, a few steps
 #   make clean      removes build/ and cargo's target directory
@@ -19,6 +20,8 @@ CXXFLAGS ?= -O2
 LDLIBS ?= -lpthread -ldl -lm
 VALGRIND ?= valgrind
 DEMO_ARGS ?=
+PYTHON ?= python3
+BENCH_ARGS ?=
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 LIBRARY := $(TARGET_DIR)/release/libmofo.a
@@ -33,7 +36,7 @@ CPP17 := -std=c++17 -Iinclude
 WARNINGS := -Wall -Wextra -Werror -pedantic
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
-.PHONY: all library demo examples test lint fmt header sanitize valgrind clean FORCE
+.PHONY: all library demo examples test lint fmt header bench-torch sanitize valgrind clean FORCE
 
 all: library
 
@@ -83,6 +86,9 @@ fmt:
 
 header:
 	MOFO_WRITE_HEADER=1 $(CARGO) test --test header
+
+bench-torch: library
+	$(PYTHON) benches/compare_torch.py --library $(TARGET_DIR)/release/libmofo.so $(BENCH_ARGS)
 
 sanitize: build/finetune-sanitize
 	build/finetune-sanitize --smoke

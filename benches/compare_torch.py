@@ -32,7 +32,16 @@ BETA2 = 0.999
 EPSILON = 1e-8
 WEIGHT_DECAY = 0.0  # As in all scripts of the MoFO authors, whose code would need one more pass for it.
 
-DEFAULT_CONTENDERS = ["mofo-0.03", "mofo-0.1", "mofo-1", "torch-fused", "torch-foreach", "topk-0.03", "copy"]
+DEFAULT_CONTENDERS = [
+    "mofo-0.03",
+    "mofo-0.1",
+    "mofo-1",
+    "torch-fused",
+    "torch-foreach",
+    "topk-0.03",
+    "copy",
+    "in-place",
+]
 BASELINE = "torch-fused"
 BYTES_PER_ENTRY = 28  # A fused AdamW reads the gradient, both moments and the parameter, and writes all but the first.
 
@@ -215,19 +224,40 @@ class AuthorsMofo(Contender):
 
 
 class Copy(Contender):
-    """Not an optimizer: a plain copy that reads and writes as many bytes, in sum, as a fused AdamW step does."""
+    """Not an optimizer: a plain copy that reads and writes as many bytes, in sum, as a fused AdamW step does.
+
+    Memory traffic is half as much again where the processor reads a cache line before it overwrites it.
+    """
 
     def __init__(self, like: Tensor) -> None:
         self.parameter = like
-        floats = like.numel() * BYTES_PER_ENTRY // (2 * like.element_size())
-        self.source = torch.ones(floats)
-        self.target = torch.zeros(floats)
+        self.source = torch.ones(step_traffic(like))
+        self.target = torch.zeros(step_traffic(like))
 
     def load(self, gradient: Tensor) -> None:
         pass
 
     def step(self) -> None:
         self.target.copy_(self.source)
+
+
+class InPlace(Contender):
+    """Not an optimizer: multiplies floats in place, with as many bytes read and written as in a fused AdamW step."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.parameter = like
+        self.values = torch.ones(step_traffic(like))
+
+    def load(self, gradient: Tensor) -> None:
+        pass
+
+    def step(self) -> None:
+        self.values.mul_(1.0)
+
+
+def step_traffic(parameter: Tensor) -> int:
+    """How many floats, each read once and written once, are the traffic of a fused AdamW step."""
+    return parameter.numel() * BYTES_PER_ENTRY // (2 * parameter.element_size())
 
 
 def selected_count(contender: Contender) -> int:
@@ -252,6 +282,8 @@ class Factory:
             return TorchAdamW(parameter, foreach=True)
         if name == "copy":
             return Copy(parameter)
+        if name == "in-place":
+            return InPlace(parameter)
         kind, _, fraction = name.partition("-")
         try:
             update_fraction = float(fraction)
@@ -268,10 +300,11 @@ class Factory:
 
 def memory_needed(names: Sequence[str], numel: int, gradient_buffers: int) -> int:
     """Bytes, roughly: what all contenders keep, the gradients, and what the neediest allocates within a step."""
+    yardsticks = {"copy": 7.0, "in-place": 3.5}
     floats = float(gradient_buffers)
     peak = 0.0
     for name in names:
-        floats += 7.0 if name == "copy" else 3.0
+        floats += yardsticks.get(name, 3.0)
         if name.startswith(("topk", "authors")):
             peak = max(peak, 8.0)  # torch.topk pairs every value with a 64-bit index.
         elif name == "torch-foreach":
@@ -491,7 +524,7 @@ def parse_arguments() -> argparse.Namespace:
         nargs="+",
         metavar="NAME",
         help="any of mofo-A, topk-A, authors-A (A is the update fraction; 1 is AdamW), torch-fused, torch-foreach, "
-        f"copy (default: {' '.join(DEFAULT_CONTENDERS)}, and authors-0.03 with --authors)",
+        f"copy, in-place (default: {' '.join(DEFAULT_CONTENDERS)}, and authors-0.03 with --authors)",
     )
     parser.add_argument("--authors", type=Path, metavar="PATH", help="the MoFO authors' algorithms_MoFO.py")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write settings, figures and every time here, too")

@@ -69,7 +69,7 @@ impl Error {
         }
         Self::new(
             self.kind,
-            format_args!("tensor \"{name}\": {}", self.message()),
+            format_args!("tensor \"{name:.200}\": {}", self.message()),
         )
     }
 
