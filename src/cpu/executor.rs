@@ -137,3 +137,49 @@ impl Executor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    const ENTRIES: u64 = 1 << 20;
+
+    fn executor(num_threads: usize) -> Executor {
+        let mut executor = Executor::new(&Options {
+            num_threads,
+            ..Options::default()
+        })
+        .unwrap();
+        executor.prepare(ENTRIES).unwrap();
+        executor
+    }
+
+    #[test]
+    fn every_item_runs_once_on_any_number_of_threads() {
+        for num_threads in [1, 2, 5] {
+            let runs: Vec<AtomicUsize> = (0..1000).map(|_| AtomicUsize::new(0)).collect();
+            let body = |i: usize| {
+                runs[i].fetch_add(1, Ordering::Relaxed);
+            };
+            executor(num_threads)
+                .for_each(runs.len(), ENTRIES, Incomplete::Fail, &body)
+                .unwrap();
+            assert!(runs.iter().all(|runs| runs.load(Ordering::Relaxed) == 1));
+        }
+    }
+
+    #[test]
+    fn a_panic_in_any_thread_reaches_the_caller_and_the_threads_still_end() {
+        for num_threads in [1, 4] {
+            let mut executor = executor(num_threads);
+            let body = |i: usize| assert_ne!(i, 700, "a test asked for it");
+            let ran = catch_unwind(AssertUnwindSafe(|| {
+                executor.for_each(1000, ENTRIES, Incomplete::Fail, &body)
+            }));
+            assert!(ran.is_err(), "{num_threads} threads");
+            // Joins the threads.
+            drop(executor);
+        }
+    }
+}
