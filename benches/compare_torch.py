@@ -397,7 +397,7 @@ def orders(count: int) -> Iterator[list[int]]:
     first = [(i + 1) // 2 if i % 2 else -(i // 2) for i in range(count)]
     while True:
         for backwards in (False, True):
-            for shift in range(count):
+            for shift in range(max(count, 1)):
                 row = [(place + shift) % count for place in first]
                 yield row[::-1] if backwards else row
 
@@ -405,25 +405,34 @@ def orders(count: int) -> Iterator[list[int]]:
 def measure(
     contenders: dict[str, Contender], gradients: Sequence[Tensor], rounds: int, slow_rounds: int, pause: float
 ) -> dict[str, list[float | None]]:
-    """Seconds of each contender's step in each round; None where a slow one sat the round out."""
+    """Seconds of each contender's step in each round; None where a slow one sat the round out.
+
+    The slow ones come last in their rounds, each in rounds of its own. They allocate and free gigabytes, from which
+    the system takes a while to recover: so the others make a step that is not timed after them.
+    """
     names = list(contenders)
-    seconds: dict[str, list[float | None]] = {name: [] for name in names}
-    slow_turns = {round(i * rounds / slow_rounds) for i in range(slow_rounds)}
+    fast = [name for name in names if not contenders[name].slow]
+    slow = [name for name in names if contenders[name].slow]
+    seconds: dict[str, list[float | None]] = {name: [None] * rounds for name in names}
+    slow_turns: list[list[str]] = [[] for _ in range(rounds)]
+    for place, name in enumerate(slow):
+        for i in range(slow_rounds):
+            slow_turns[int((i + place / len(slow)) * rounds / slow_rounds)].append(name)
     gc.collect()
     gc.disable()
-    for turn, order in zip(range(rounds), orders(len(names))):
+    for turn, order in zip(range(rounds), orders(len(fast))):
         gradient = gradients[turn % len(gradients)]
-        for name in (names[i] for i in order):
+        for name in [fast[i] for i in order] + slow_turns[turn]:
             contender = contenders[name]
-            if contender.slow and turn not in slow_turns:
-                seconds[name].append(None)
-                continue
             contender.load(gradient)
             # Threads of the contender before may still be spinning.
             time.sleep(pause)
             start = time.perf_counter()
             contender.step()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name][turn] = time.perf_counter() - start
+        if slow_turns[turn]:
+            for name in fast:
+                contenders[name].step()
     gc.enable()
     return seconds
 
@@ -565,7 +574,7 @@ def main() -> None:
     verify(names, factory)
     gradients = make_gradients(numel, arguments.grad_buffers)
     contenders = {name: factory.make(name, initial_parameter(numel)) for name in names}
-    for contender in contenders.values():
+    for contender in sorted(contenders.values(), key=lambda contender: not contender.slow):
         warm_up(contender, gradients, arguments.slow_warm_up if contender.slow else arguments.warm_up)
         if isinstance(contender, Mofo):
             environment["mofo_cpu_tier"] = contender.cpu_tier()
