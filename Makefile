@@ -7,6 +7,7 @@
 #   make lint       formatting, clippy, rustdoc and compiler warnings, all of them errors
 #   make fmt        formats the Rust code
 #   make header     writes include/mofo.h from src/ffi
+#   make bench      times the steps of many tensors; takes some minutes (BENCH_ARGS="--help" shows its options, --full measures more)
 #   make bench-torch  a step against PyTorch's; needs Python with PyTorch (BENCH_ARGS="--help" shows its options)
 #   make sanitize   the demo under AddressSanitizer and UndefinedBehaviorSanitizer, a few steps
 #   make valgrind   the demo under valgrind, a few steps
@@ -22,12 +23,16 @@ VALGRIND ?= valgrind
 DEMO_ARGS ?=
 PYTHON ?= python3
 BENCH_ARGS ?=
+# What the benchmark's plain C loop is compiled for.
+NATIVE ?= -march=native
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 LIBRARY := $(TARGET_DIR)/release/libmofo.a
 HEADERS := include/mofo.h include/mofo.hpp
 FINETUNE := examples/c/finetune.c $(wildcard examples/c/finetune/*.c)
 FINETUNE_HEADERS := $(wildcard examples/c/finetune/*.h)
+BENCH := benches/bench.cpp $(wildcard benches/bench/*.cpp)
+BENCH_HEADERS := benches/adamw.h $(wildcard benches/bench/*.hpp)
 
 # No fused multiply-add in the demo, so that it prints the same numbers with gcc and clang and with every -march.
 C11 := -std=c11 -ffp-contract=off -Iinclude
@@ -36,7 +41,7 @@ CPP17 := -std=c++17 -Iinclude
 WARNINGS := -Wall -Wextra -Werror -pedantic
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
-.PHONY: all library demo examples test lint fmt header bench-torch sanitize valgrind clean FORCE
+.PHONY: all library demo examples test lint fmt header bench bench-torch sanitize valgrind clean FORCE
 
 all: library
 
@@ -61,6 +66,15 @@ build/minimal-c: examples/c/minimal.c $(HEADERS) $(LIBRARY) | build
 build/minimal-cpp: examples/cpp/minimal.cpp $(HEADERS) $(LIBRARY) | build
 	$(CXX) $(CPP17) $(CPPFLAGS) $(CXXFLAGS) $(LDFLAGS) $< $(LIBRARY) $(LDLIBS) -o $@
 
+build/adamw-as-is.o: benches/adamw.c benches/adamw.h | build
+	$(CC) $(CPPFLAGS) -O3 $(NATIVE) -DADAMW_STEP=adamw_step_as_is -c $< -o $@
+
+build/adamw-no-math-errno.o: benches/adamw.c benches/adamw.h | build
+	$(CC) $(CPPFLAGS) -O3 $(NATIVE) -fno-math-errno -DADAMW_STEP=adamw_step_no_math_errno -c $< -o $@
+
+build/bench: $(BENCH) $(BENCH_HEADERS) build/adamw-as-is.o build/adamw-no-math-errno.o $(HEADERS) $(LIBRARY) | build
+	$(CXX) $(CPP17) $(CPPFLAGS) $(CXXFLAGS) $(LDFLAGS) $(BENCH) $(filter %.o,$^) $(LIBRARY) $(LDLIBS) -o $@
+
 demo: build/finetune
 	build/finetune $(DEMO_ARGS)
 
@@ -80,12 +94,17 @@ lint:
 	for file in $(FINETUNE); do $(CC) $(C11) $(CPPFLAGS) $(WARNINGS) -fsyntax-only $$file || exit 1; done
 	$(CC) $(C99) $(CPPFLAGS) $(WARNINGS) -fsyntax-only examples/c/minimal.c
 	$(CXX) $(CPP17) $(CPPFLAGS) $(WARNINGS) -fsyntax-only examples/cpp/minimal.cpp
+	$(CC) $(C99) $(CPPFLAGS) $(WARNINGS) -fsyntax-only benches/adamw.c
+	for file in $(BENCH); do $(CXX) $(CPP17) $(CPPFLAGS) $(WARNINGS) -fsyntax-only $$file || exit 1; done
 
 fmt:
 	$(CARGO) fmt
 
 header:
 	MOFO_WRITE_HEADER=1 $(CARGO) test --test header
+
+bench: build/bench
+	build/bench $(BENCH_ARGS)
 
 bench-torch: library
 	$(PYTHON) benches/compare_torch.py --library $(TARGET_DIR)/release/libmofo.so $(BENCH_ARGS)

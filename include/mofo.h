@@ -484,6 +484,14 @@ typedef struct mofo_step_report {
      * Zero.
      */
     int32_t reserved;
+    /**
+     * Blocks whose threshold was estimated from a sample, and settled after the pass over them.
+     */
+    uint64_t blocks_estimated;
+    /**
+     * Those of them whose estimate was wrong. The result is exact all the same, but took longer.
+     */
+    uint64_t estimates_failed;
 } mofo_step_report;
 
 /**

@@ -80,12 +80,14 @@ pub(crate) struct GradientRequest {
 }
 
 /// What a step did.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Outcome {
     /// The norm, if it was needed.
     pub grad_norm: Option<f64>,
     pub skipped: bool,
     pub entries_selected: u64,
+    pub blocks_estimated: u64,
+    pub estimates_failed: u64,
 }
 
 /// A device.

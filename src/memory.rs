@@ -169,6 +169,41 @@ impl Drop for StateMemory {
     }
 }
 
+/// Words of work space, zeroed when they are first used.
+#[derive(Debug, Default)]
+pub(crate) struct ZeroedWords {
+    words: Vec<u32>,
+}
+
+impl ZeroedWords {
+    /// Makes room for `len` words, and forgets what they hold.
+    pub(crate) fn grow(&mut self, len: usize, what: &str) -> Result<()> {
+        if len <= self.words.len() {
+            return Ok(());
+        }
+        let bytes = len.saturating_mul(size_of::<u32>());
+        let layout = Layout::array::<u32>(len).map_err(|_| Error::out_of_memory(what, bytes))?;
+        // The old words are of no use, and need not stay while there are new ones.
+        self.words = Vec::new();
+        // SAFETY: the layout is not empty: `len` is above that of a vector.
+        let start = unsafe { alloc_zeroed(layout) }.cast::<u32>();
+        if start.is_null() {
+            return Err(Error::out_of_memory(what, bytes));
+        }
+        // SAFETY: freshly allocated by the global allocator with the layout of `len` words, which are zero.
+        self.words = unsafe { Vec::from_raw_parts(start, len, len) };
+        Ok(())
+    }
+
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [u32] {
+        &mut self.words
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.words.capacity() * size_of::<u32>()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

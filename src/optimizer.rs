@@ -139,7 +139,7 @@ pub fn state_size(options: &Options, spec: &TensorSpec<'_>, brought: Brought) ->
         exp_avg_sq: sizes[1] as u64,
         master: sizes[2] as u64,
         allocated: allocated_by(spec, &placement),
-        scratch: crate::cpu::scratch_bound(spec.numel, spec.num_blocks),
+        scratch: crate::cpu::scratch_bound(options, spec.numel, spec.num_blocks),
     })
 }
 
@@ -441,6 +441,8 @@ impl Optimizer {
             entries: self.jobs.iter().map(|job| job.numel).sum(),
             entries_selected: outcome.entries_selected,
             skipped: outcome.skipped,
+            blocks_estimated: outcome.blocks_estimated,
+            estimates_failed: outcome.estimates_failed,
         })
     }
 

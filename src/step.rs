@@ -72,6 +72,10 @@ pub struct StepReport {
     pub entries_selected: u64,
     /// The step was left out: `skip_nonfinite` is on and a gradient was not finite.
     pub skipped: bool,
+    /// Blocks whose threshold the step estimated from a sample, and settled after the pass over them.
+    pub blocks_estimated: u64,
+    /// Those of them whose estimate was wrong. Their thresholds are exact all the same, but took longer.
+    pub estimates_failed: u64,
 }
 
 /// A tensor's parameter and gradient for one [`crate::Optimizer::step`].

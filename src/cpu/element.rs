@@ -1,16 +1,25 @@
 //! How a loop reads and writes each kind of buffer.
 
-use super::vector::{Bf16, F16, Format, Vector, select_f32};
+use super::vector::{Bf16, F16, Format, Vector};
+use crate::config::Dtype;
 use crate::rule::random::SpanKey;
 
-/// A gradient's element type.
-pub(super) trait Grad<V: Vector> {
-    const SIZE: usize;
-
-    /// # Safety
-    ///
-    /// `LANES` elements are readable at `from`.
-    unsafe fn load(from: *const u8) -> V::F;
+/// Reads a group of gradients. Their type is looked at here, not made a parameter of the loops: the branch is
+/// always the same within a pass, and a third as many loops need to be compiled.
+///
+/// # Safety
+///
+/// `LANES` elements of the type are readable at `from`.
+#[inline(always)]
+pub(super) unsafe fn load_grad<V: Vector>(dtype: Dtype, from: *const u8) -> V::F {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match dtype {
+            Dtype::F32 => V::load_f32(from.cast()),
+            Dtype::F16 => <F16 as Format<V>>::widen(V::load_u16(from.cast())),
+            Dtype::BF16 => <Bf16 as Format<V>>::widen(V::load_u16(from.cast())),
+        }
+    }
 }
 
 /// A moment's element type.
@@ -34,23 +43,31 @@ pub(super) trait Moment<V: Vector> {
 }
 
 /// A parameter's element type, and whether it has a master copy.
+///
+/// Values travel as the bits in which they are kept: those of the master copy where there is one. Halves are
+/// in the low bits, and what is above them does not matter.
 pub(super) trait Param<V: Vector> {
     const SIZE: usize;
     const HAS_MASTER: bool;
+    /// The bits that matter.
+    const BITS: u32;
 
-    /// The parameter itself.
+    /// # Safety
+    ///
+    /// `LANES` elements are readable at `param`, and at `master` if there is one.
+    unsafe fn load(param: *const u8, master: *const f32) -> V::U;
+
+    fn decode(bits: V::U) -> V::F;
+
+    fn encode(x: V::F, rounding: Round<V>) -> V::U;
+
+    /// Stores `new` in the lanes that are `written`. `old` is what [`Param::load`] gave; without a master copy,
+    /// the other lanes keep their bits. A parameter with a master copy becomes its rounding in all lanes.
     ///
     /// # Safety
     ///
-    /// `LANES` elements are readable at `from`.
-    unsafe fn load(from: *const u8) -> V::F;
-
-    /// Stores the new value of the lanes in `written`; without a master copy, the others keep their bits.
-    ///
-    /// # Safety
-    ///
-    /// `LANES` elements are readable and writable at `to`, and at `master` if there is one.
-    unsafe fn store(to: *mut u8, master: *mut f32, x: V::F, written: V::Mask, rounding: Round<V>);
+    /// `LANES` elements are writable at `param`, and at `master` if there is one.
+    unsafe fn store(param: *mut u8, master: *mut f32, new: V::U, old: V::U, written: V::Mask);
 }
 
 /// How a parameter of 16 bits without a master copy is rounded.
@@ -72,26 +89,6 @@ pub(super) type HalfF16 = Half<F16>;
 pub(super) type HalfBf16 = Half<Bf16>;
 pub(super) type MasterF16 = Master<F16>;
 pub(super) type MasterBf16 = Master<Bf16>;
-
-impl<V: Vector> Grad<V> for Single {
-    const SIZE: usize = 4;
-
-    #[inline(always)]
-    unsafe fn load(from: *const u8) -> V::F {
-        // SAFETY: the caller's promise.
-        unsafe { V::load_f32(from.cast()) }
-    }
-}
-
-impl<V: Vector, T: Format<V>> Grad<V> for Half<T> {
-    const SIZE: usize = 2;
-
-    #[inline(always)]
-    unsafe fn load(from: *const u8) -> V::F {
-        // SAFETY: the caller's promise.
-        T::widen(unsafe { V::load_u16(from.cast()) })
-    }
-}
 
 impl<V: Vector> Moment<V> for Single {
     const SIZE: usize = 4;
@@ -139,62 +136,92 @@ impl<V: Vector> Moment<V> for HalfBf16 {
 impl<V: Vector> Param<V> for Single {
     const SIZE: usize = 4;
     const HAS_MASTER: bool = false;
+    const BITS: u32 = u32::MAX;
 
     #[inline(always)]
-    unsafe fn load(from: *const u8) -> V::F {
+    unsafe fn load(param: *const u8, _: *const f32) -> V::U {
         // SAFETY: the caller's promise.
-        unsafe { V::load_f32(from.cast()) }
+        V::bits(unsafe { V::load_f32(param.cast()) })
     }
 
     #[inline(always)]
-    unsafe fn store(to: *mut u8, _: *mut f32, x: V::F, written: V::Mask, _: Round<V>) {
-        let to = to.cast::<f32>();
+    fn decode(bits: V::U) -> V::F {
+        V::from_bits(bits)
+    }
+
+    #[inline(always)]
+    fn encode(x: V::F, _: Round<V>) -> V::U {
+        V::bits(x)
+    }
+
+    #[inline(always)]
+    unsafe fn store(param: *mut u8, _: *mut f32, new: V::U, old: V::U, written: V::Mask) {
         // SAFETY: the caller's promise.
-        unsafe { V::store_f32(to, select_f32::<V>(written, x, V::load_f32(to))) };
+        unsafe { V::store_u32(param.cast(), V::select(written, new, old)) };
     }
 }
 
 impl<V: Vector, T: Format<V>> Param<V> for Half<T> {
     const SIZE: usize = 2;
     const HAS_MASTER: bool = false;
+    const BITS: u32 = 0xFFFF;
 
     #[inline(always)]
-    unsafe fn load(from: *const u8) -> V::F {
+    unsafe fn load(param: *const u8, _: *const f32) -> V::U {
         // SAFETY: the caller's promise.
-        T::widen(unsafe { V::load_u16(from.cast()) })
+        unsafe { V::load_u16(param.cast()) }
     }
 
     #[inline(always)]
-    unsafe fn store(to: *mut u8, _: *mut f32, x: V::F, written: V::Mask, rounding: Round<V>) {
-        let to = to.cast::<u16>();
-        let rounded = match rounding {
+    fn decode(bits: V::U) -> V::F {
+        T::widen(bits)
+    }
+
+    #[inline(always)]
+    fn encode(x: V::F, rounding: Round<V>) -> V::U {
+        match rounding {
             Round::Nearest => T::nearest(x),
             Round::Stochastic(key, entries) => {
                 T::stochastic(x, super::vector::random::<V>(key, entries))
             }
-        };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(param: *mut u8, _: *mut f32, new: V::U, old: V::U, written: V::Mask) {
         // SAFETY: the caller's promise.
-        unsafe { V::store_u16(to, V::select(written, rounded, V::load_u16(to))) };
+        unsafe { V::store_u16(param.cast(), V::select(written, new, old)) };
     }
 }
 
 impl<V: Vector, T: Format<V>> Param<V> for Master<T> {
     const SIZE: usize = 2;
     const HAS_MASTER: bool = true;
+    const BITS: u32 = u32::MAX;
 
     #[inline(always)]
-    unsafe fn load(from: *const u8) -> V::F {
+    unsafe fn load(_: *const u8, master: *const f32) -> V::U {
         // SAFETY: the caller's promise.
-        T::widen(unsafe { V::load_u16(from.cast()) })
+        V::bits(unsafe { V::load_f32(master) })
     }
 
     #[inline(always)]
-    unsafe fn store(to: *mut u8, master: *mut f32, x: V::F, written: V::Mask, _: Round<V>) {
+    fn decode(bits: V::U) -> V::F {
+        V::from_bits(bits)
+    }
+
+    #[inline(always)]
+    fn encode(x: V::F, _: Round<V>) -> V::U {
+        V::bits(x)
+    }
+
+    #[inline(always)]
+    unsafe fn store(param: *mut u8, master: *mut f32, new: V::U, old: V::U, written: V::Mask) {
+        let kept = V::select(written, new, old);
         // SAFETY: the caller's promise.
         unsafe {
-            let x = select_f32::<V>(written, x, V::load_f32(master));
-            V::store_f32(master, x);
-            V::store_u16(to.cast(), T::nearest(x));
+            V::store_u32(master.cast(), kept);
+            V::store_u16(param.cast(), T::nearest(V::from_bits(kept)));
         }
     }
 }

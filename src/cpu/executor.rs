@@ -8,6 +8,7 @@ use super::pool::Pool;
 use crate::config::Options;
 use crate::environment::DefaultEnvironment;
 use crate::error::Result;
+use crate::memory::try_with_capacity;
 
 /// Below this many entries a job is not worth waking a thread for.
 const ENTRIES_PER_THREAD: u64 = 1 << 15;
@@ -17,6 +18,15 @@ pub(super) struct Executor {
     /// How many strands of work there may be, the calling thread's included.
     width: usize,
     kind: Kind,
+    /// One for each strand.
+    runs: Vec<Run>,
+}
+
+/// The consecutive items that a strand begins with. On a cache line of its own, and its neighbour's.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Run {
+    next: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -35,17 +45,24 @@ pub(super) enum Incomplete {
     Finish,
 }
 
+/// How many strands an optimizer of these options has.
+pub(super) fn width(options: &Options) -> usize {
+    match options.num_threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    }
+}
+
 impl Executor {
     pub(super) fn new(options: &Options) -> Result<Self> {
-        let width = match options.num_threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            n => n,
-        };
+        let width = width(options);
         let kind = match options.parallel_for {
             Some(parallel_for) => Kind::Engine(Callback::new(parallel_for, width)?),
             None => Kind::Own(None),
         };
-        Ok(Self { width, kind })
+        let mut runs = try_with_capacity(width, "the threads' work lists")?;
+        runs.resize_with(width, Run::default);
+        Ok(Self { width, kind, runs })
     }
 
     /// Starts the threads that a job of this many entries needs, so that it cannot fail for want of them.
@@ -66,40 +83,64 @@ impl Executor {
 
     /// Asks the engine's `parallel_for` to run tasks that do nothing, to learn whether it runs all of them
     /// before anything is written.
-    pub(super) fn probe(&mut self, items: usize, entries: u64) -> Result<()> {
-        if matches!(self.kind, Kind::Engine(_)) {
-            let strands = self.strands(items, entries);
-            let ran = self.run(strands, &|_| {})?;
-            return ran.check();
+    pub(super) fn probe(&mut self, entries: u64) -> Result<()> {
+        if entries > 0 && matches!(self.kind, Kind::Engine(_)) {
+            return self.kind.run(self.width, &|_| {})?.check();
         }
         Ok(())
     }
 
-    /// Runs `body(i)` for every `i` below `items`, together about `entries` entries of work, in no
-    /// particular order. Idle strands take the next item, so uneven items balance out.
+    /// Runs `body(i)` for every `i` below `items`, together about `entries` entries of work; see
+    /// [`Executor::for_each_with`].
     pub(super) fn for_each(
         &mut self,
         items: usize,
         entries: u64,
         incomplete: Incomplete,
-        body: &(dyn Fn(usize) + Sync),
+        body: impl Fn(usize) + Sync,
+    ) -> Result<()> {
+        self.for_each_with(items, entries, incomplete, || (), |(), i| body(i), |()| ())
+    }
+
+    /// Runs `body(state, i)` for every `i` below `items`, together about `entries` entries of work. Each
+    /// strand has a state of its own, which it passes to `finish` when it runs out of items.
+    ///
+    /// Every strand has a run of consecutive items, the same ones in every step of the same work, so that
+    /// memory is first touched by the thread that will use it. A strand that is done helps the others.
+    pub(super) fn for_each_with<S>(
+        &mut self,
+        items: usize,
+        entries: u64,
+        incomplete: Incomplete,
+        state: impl Fn() -> S + Sync,
+        body: impl Fn(&mut S, usize) + Sync,
+        finish: impl Fn(S) + Sync,
     ) -> Result<()> {
         if items == 0 {
             return Ok(());
         }
-        let next = AtomicUsize::new(0);
-        let strand = |_: usize| {
-            let _environment = DefaultEnvironment::enter();
-            loop {
-                let item = next.fetch_add(1, Ordering::Relaxed);
-                if item >= items {
-                    break;
-                }
-                body(item);
-            }
-        };
         let strands = self.strands(items, entries);
-        let ran = self.run(strands, &strand)?;
+        let first = |run: usize| (items as u128 * run as u128 / strands as u128) as usize;
+        let Self { kind, runs, .. } = self;
+        for (i, run) in runs[..strands].iter().enumerate() {
+            run.next.store(first(i), Ordering::Relaxed);
+        }
+        let strand = |own: usize| {
+            let _environment = DefaultEnvironment::enter();
+            let mut state = state();
+            for run in (own..strands).chain(0..own) {
+                let end = first(run + 1);
+                loop {
+                    let item = runs[run].next.fetch_add(1, Ordering::Relaxed);
+                    if item >= end {
+                        break;
+                    }
+                    body(&mut state, item);
+                }
+            }
+            finish(state);
+        };
+        let ran = kind.run(strands, &strand)?;
         match incomplete {
             Incomplete::Fail => ran.check(),
             Incomplete::Finish => {
@@ -109,6 +150,11 @@ impl Executor {
                 Ok(())
             }
         }
+    }
+
+    /// How many strands there may be at most.
+    pub(super) fn width(&self) -> usize {
+        self.width
     }
 
     fn strands(&self, items: usize, entries: u64) -> usize {
@@ -122,15 +168,17 @@ impl Executor {
             .min(usize::try_from(worthwhile).unwrap_or(usize::MAX))
             .max(1)
     }
+}
 
+impl Kind {
     fn run(&mut self, strands: usize, strand: &(dyn Fn(usize) + Sync)) -> Result<Ran> {
-        match &mut self.kind {
-            Kind::Engine(callback) => callback.run(strands, strand),
-            Kind::Own(Some(pool)) if strands > 1 && pool.is_of_this_process() => {
+        match self {
+            Self::Engine(callback) => callback.run(strands, strand),
+            Self::Own(Some(pool)) if strands > 1 && pool.is_of_this_process() => {
                 pool.run(strands, strand);
                 Ok(Ran::All)
             }
-            Kind::Own(_) => {
+            Self::Own(_) => {
                 strand(0);
                 Ok(Ran::All)
             }
@@ -163,7 +211,7 @@ mod tests {
                 runs[i].fetch_add(1, Ordering::Relaxed);
             };
             executor(num_threads)
-                .for_each(runs.len(), ENTRIES, Incomplete::Fail, &body)
+                .for_each(runs.len(), ENTRIES, Incomplete::Fail, body)
                 .unwrap();
             assert!(runs.iter().all(|runs| runs.load(Ordering::Relaxed) == 1));
         }
@@ -175,7 +223,7 @@ mod tests {
             let mut executor = executor(num_threads);
             let body = |i: usize| assert_ne!(i, 700, "a test asked for it");
             let ran = catch_unwind(AssertUnwindSafe(|| {
-                executor.for_each(1000, ENTRIES, Incomplete::Fail, &body)
+                executor.for_each(1000, ENTRIES, Incomplete::Fail, body)
             }));
             assert!(ran.is_err(), "{num_threads} threads");
             // Joins the threads.

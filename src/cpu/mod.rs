@@ -4,13 +4,19 @@
 //! gradient norm if it is needed, the thresholds of large blocks, and the update. Only the update
 //! writes, so whatever can fail fails before it.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod callback;
 mod element;
+mod estimate;
 mod executor;
 mod kernels;
 mod plan;
 mod pool;
 mod portable;
+mod sample;
 mod search;
 mod select;
 mod tier;
@@ -24,9 +30,10 @@ use crate::error::Result;
 use crate::memory::try_reserve;
 use crate::rule::norm::{self, CHUNK};
 use crate::rule::scalars::gradient_factor;
+use estimate::Estimates;
 use executor::{Executor, Incomplete};
-use plan::{Piece, is_searched_together};
-use search::Search;
+use kernels::Bounds;
+use plan::{Piece, is_searched};
 use select::{Range, threshold_of_small_block};
 use tier::Kernels;
 
@@ -40,8 +47,9 @@ pub(crate) struct Cpu {
 /// Work space, kept between steps.
 #[derive(Debug, Default)]
 struct Scratch {
+    starting: Vec<Piece>,
     pieces: Vec<Piece>,
-    search: Search,
+    estimates: Estimates,
     sums: Vec<f64>,
 }
 
@@ -60,11 +68,12 @@ impl Cpu {
 
     pub(crate) fn scratch_bytes(&self) -> u64 {
         let Scratch {
+            starting,
             pieces,
-            search,
+            estimates,
             sums,
         } = &self.scratch;
-        (bytes_of(pieces) + search.bytes() + bytes_of(sums)) as u64
+        (bytes_of(starting) + bytes_of(pieces) + estimates.bytes() + bytes_of(sums)) as u64
     }
 
     /// See [`crate::backend::Backend::step`].
@@ -94,7 +103,7 @@ impl Cpu {
             return Ok(Outcome {
                 grad_norm,
                 skipped: true,
-                entries_selected: 0,
+                ..Outcome::default()
             });
         }
         let clip = grad_norm.map_or(1.0, |norm| norm::clip(norm, request.max_grad_norm));
@@ -103,22 +112,26 @@ impl Cpu {
             job.scalars.s = s;
         }
 
-        plan::cut_for_step(jobs, &mut self.scratch.pieces)?;
-        self.scratch.search.prepare(jobs)?;
-        self.executor.probe(self.scratch.pieces.len(), entries)?;
+        plan::cut_for_start(jobs, &mut self.scratch.starting)?;
+        plan::cut_for_update(jobs, &mut self.scratch.pieces)?;
+        let threads = self.executor.width();
+        self.scratch.estimates.prepare(jobs, threads)?;
+        self.executor.probe(entries)?;
         // From here on nothing fails.
-        // SAFETY: the caller's promise; all three touch what the jobs describe, one after the other.
-        let entries_selected = unsafe {
+        // SAFETY: the caller's promise; each touches what the jobs describe, one after the other.
+        let (stepped, selected) = unsafe {
             self.start_state(jobs)?;
-            self.scratch
-                .search
-                .run(self.kernels, &mut self.executor, jobs)?;
-            self.update(jobs, entries)?
+            self.search(jobs)?;
+            let Scratch { estimates, .. } = &mut self.scratch;
+            let stepped = estimates.step(self.kernels, &mut self.executor, jobs)?;
+            (stepped, self.update(jobs)?)
         };
         Ok(Outcome {
             grad_norm,
             skipped: false,
-            entries_selected,
+            entries_selected: stepped.selected + selected,
+            blocks_estimated: stepped.blocks,
+            estimates_failed: stepped.failed,
         })
     }
 
@@ -153,7 +166,7 @@ impl Cpu {
             }
         };
         self.executor
-            .for_each(pieces.len(), entries, Incomplete::Fail, &sum_piece)?;
+            .for_each(pieces.len(), entries, Incomplete::Fail, sum_piece)?;
 
         // The tensors' sums take the places of the first chunks, which were folded by then.
         let mut start = 0;
@@ -171,29 +184,53 @@ impl Cpu {
     ///
     /// As for [`Cpu::step`].
     unsafe fn start_state(&mut self, jobs: &[Job]) -> Result<()> {
-        let starts = |job: &&Job| job.starts_moments || job.starts_master;
-        let entries: u64 = jobs.iter().filter(starts).map(|job| job.numel).sum();
-        if entries == 0 {
-            return Ok(());
-        }
-        let (kernels, pieces) = (self.kernels, &self.scratch.pieces);
-        let start_piece = |i: usize| {
+        let (kernels, pieces) = (self.kernels, &self.scratch.starting);
+        let entries = pieces.iter().map(|piece| piece.len).sum();
+        let start = |i: usize| {
             let piece = &pieces[i];
             // SAFETY: a range of the job, which no other piece shares.
-            unsafe { (kernels.start)(&jobs[piece.job], piece.start, piece.len) };
+            unsafe { start_piece(kernels, &jobs[piece.job], piece) };
         };
         self.executor
-            .for_each(pieces.len(), entries, Incomplete::Finish, &start_piece)
+            .for_each(pieces.len(), entries, Incomplete::Finish, start)
     }
 
-    /// The pass that updates moments, masters and parameters; how many entries moved.
+    /// Finds the thresholds that must be known before the pass, and takes all threads.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Cpu::step`].
+    unsafe fn search(&mut self, jobs: &[Job]) -> Result<()> {
+        let space = self.scratch.estimates.search_space();
+        for job in jobs.iter().filter(|job| is_searched(job)) {
+            let blocks = (0..job.numel).step_by(job.block_numel as usize);
+            for (i, start) in blocks.enumerate() {
+                let block = Range {
+                    start,
+                    len: job.block_numel,
+                };
+                // SAFETY: the caller's promise; `prepare` made room for every search. A job has a threshold for
+                // every block.
+                unsafe {
+                    let (kernels, executor) = (self.kernels, &mut self.executor);
+                    let threshold = search::threshold(kernels, executor, job, block, space)?;
+                    job.thresholds.add(i).write(threshold);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The pass that updates all but the estimated blocks; how many entries moved.
     ///
     /// # Safety
     ///
     /// As for [`Cpu::step`]; the thresholds of large blocks are known.
-    unsafe fn update(&mut self, jobs: &[Job], entries: u64) -> Result<u64> {
+    unsafe fn update(&mut self, jobs: &[Job]) -> Result<u64> {
         let selected = AtomicU64::new(0);
-        let (kernels, pieces) = (self.kernels, &self.scratch.pieces);
+        let kernels = self.kernels;
+        let pieces = &self.scratch.pieces;
+        let entries = pieces.iter().map(|piece| piece.len).sum();
         let update_piece = |i: usize| {
             let piece = &pieces[i];
             // SAFETY: a range of the job, which no other piece shares.
@@ -201,8 +238,28 @@ impl Cpu {
             selected.fetch_add(moved, Ordering::Relaxed);
         };
         self.executor
-            .for_each(pieces.len(), entries, Incomplete::Finish, &update_piece)?;
+            .for_each(pieces.len(), entries, Incomplete::Finish, update_piece)?;
         Ok(selected.into_inner())
+    }
+}
+
+/// Gives one piece what it starts from: moments zero, master from the parameter, as far as the job asks for it.
+///
+/// # Safety
+///
+/// As for [`kernels::step`].
+unsafe fn start_piece(kernels: &Kernels, job: &Job, piece: &Piece) {
+    if job.starts_moments {
+        let size = job.state_dtype.size();
+        let (start, len) = (piece.start as usize * size, piece.len as usize * size);
+        for moments in [job.exp_avg, job.exp_avg_sq] {
+            // SAFETY: the range lies within the buffers (the caller's promise).
+            unsafe { moments.add(start).write_bytes(0, len) };
+        }
+    }
+    if job.starts_master {
+        // SAFETY: the caller's promise; only jobs with a master copy start one.
+        unsafe { (kernels.start_master)(job, piece.start, piece.len) };
     }
 }
 
@@ -214,7 +271,7 @@ impl Cpu {
 unsafe fn update_piece(kernels: &Kernels, job: &Job, piece: &Piece) -> u64 {
     let step = |start, len, threshold: u32| {
         // SAFETY: the caller's promise.
-        unsafe { (kernels.step)(job, start, len, threshold) }
+        unsafe { (kernels.step)(job, start, len, Bounds::at(threshold), None) }
     };
     let threshold_of = |block: u64| job.thresholds.wrapping_add(block as usize);
     let first_block = piece.start.div_ceil(job.block_numel);
@@ -226,7 +283,7 @@ unsafe fn update_piece(kernels: &Kernels, job: &Job, piece: &Piece) -> u64 {
         }
         return step(piece.start, piece.len, 0);
     }
-    if is_searched_together(job) {
+    if is_searched(job) {
         // SAFETY: as above; a piece of a large block lies within that block.
         let threshold = unsafe { threshold_of(piece.start / job.block_numel).read() };
         return step(piece.start, piece.len, threshold.max(1));
@@ -250,10 +307,12 @@ unsafe fn update_piece(kernels: &Kernels, job: &Job, piece: &Piece) -> u64 {
 }
 
 /// At most how many bytes of work space a step of one such tensor needs.
-pub(crate) fn scratch_bound(numel: u64, num_blocks: u64) -> u64 {
-    let pieces = plan::most_pieces(numel, num_blocks) * size_of::<Piece>() as u64;
+pub(crate) fn scratch_bound(options: &Options, numel: u64, num_blocks: u64) -> u64 {
+    let threads = executor::width(options);
+    let pieces = plan::most_pieces(numel, num_blocks) + numel.div_ceil(plan::PIECE);
+    let pieces = pieces * size_of::<Piece>() as u64;
     let sums = (plan::chunks_of(numel) * size_of::<f64>()) as u64;
-    pieces + search::bytes_bound(numel, num_blocks) + sums
+    pieces + estimate::bytes_bound(numel, num_blocks, threads) + sums
 }
 
 /// A vector that threads write disjoint elements of.

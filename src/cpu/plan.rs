@@ -3,8 +3,8 @@
 //! Work is cut by entries over all tensors, so that one huge tensor and a thousand tiny ones both occupy all
 //! threads. The cut never changes a result.
 
-use super::select::Range;
 use crate::backend::Job;
+use crate::config::WeightDecayScope;
 use crate::error::Result;
 use crate::memory::try_reserve;
 use crate::rule::norm::CHUNK;
@@ -22,22 +22,25 @@ pub(super) struct Piece {
     pub(super) job: usize,
     pub(super) start: u64,
     pub(super) len: u64,
-    /// Which search the piece belongs to, or where its chunk sums start.
+    /// Where its chunk sums start.
     pub(super) slot: usize,
 }
 
-impl Piece {
-    pub(super) fn range(&self) -> Range {
-        Range {
-            start: self.start,
-            len: self.len,
-        }
-    }
+/// True if the thresholds are too much for one thread.
+fn is_large(job: &Job) -> bool {
+    !job.everything_moves && job.block_numel > SMALL_BLOCK
 }
 
-/// True if the threshold of each of the tensor's blocks is searched for by all threads together.
-pub(super) fn is_searched_together(job: &Job) -> bool {
-    !job.everything_moves && job.block_numel > SMALL_BLOCK
+/// True if the blocks are stepped before their thresholds are known.
+pub(super) fn is_estimated(job: &Job) -> bool {
+    // An entry that decays without moving would have two possible values to note.
+    let decays_all = job.weight_decay_scope == WeightDecayScope::All && job.scalars.decay != 1.0;
+    is_large(job) && !decays_all
+}
+
+/// True if all threads together search for the threshold of each block before it is stepped.
+pub(super) fn is_searched(job: &Job) -> bool {
+    is_large(job) && !is_estimated(job)
 }
 
 /// The largest ranges that may not be crossed by a piece, and the length of a piece: whole blocks where one
@@ -45,7 +48,7 @@ pub(super) fn is_searched_together(job: &Job) -> bool {
 fn step_cut(job: &Job) -> (u64, u64) {
     if job.everything_moves {
         (job.numel, PIECE)
-    } else if is_searched_together(job) {
+    } else if is_large(job) {
         (job.block_numel, PIECE)
     } else {
         (
@@ -55,18 +58,21 @@ fn step_cut(job: &Job) -> (u64, u64) {
     }
 }
 
-/// How many pieces [`cut_for_step`] makes of a job.
-fn step_pieces(job: &Job) -> u64 {
-    let (range, piece) = step_cut(job);
-    (job.numel / range) * range.div_ceil(piece)
-}
-
-/// Cuts jobs for the pass that updates them.
-pub(super) fn cut_for_step(jobs: &[Job], pieces: &mut Vec<Piece>) -> Result<()> {
+/// Cuts jobs for the pass that updates them, once their thresholds are known or can be found piece by piece.
+pub(super) fn cut_for_update(jobs: &[Job], pieces: &mut Vec<Piece>) -> Result<()> {
     pieces.clear();
-    let count: u64 = jobs.iter().map(step_pieces).sum();
+    let updated = || {
+        jobs.iter()
+            .enumerate()
+            .filter(|(_, job)| !is_estimated(job))
+    };
+    let pieces_of = |job: &Job| {
+        let (range, piece) = step_cut(job);
+        (job.numel / range) * range.div_ceil(piece)
+    };
+    let count: u64 = updated().map(|(_, job)| pieces_of(job)).sum();
     try_reserve(pieces, count as usize, "the work list")?;
-    for (job, description) in jobs.iter().enumerate() {
+    for (job, description) in updated() {
         let (range, piece) = step_cut(description);
         for start in (0..description.numel).step_by(range as usize) {
             push_range(pieces, job, start, range, piece, |_| 0);
@@ -75,22 +81,18 @@ pub(super) fn cut_for_step(jobs: &[Job], pieces: &mut Vec<Piece>) -> Result<()> 
     Ok(())
 }
 
-/// Cuts the blocks that are searched together; `slot` counts these blocks.
-pub(super) fn cut_for_search(jobs: &[Job], pieces: &mut Vec<Piece>) -> Result<()> {
+/// Cuts the jobs whose state starts in this step.
+pub(super) fn cut_for_start(jobs: &[Job], pieces: &mut Vec<Piece>) -> Result<()> {
     pieces.clear();
-    let searched = || {
+    let starting = || {
         jobs.iter()
             .enumerate()
-            .filter(|(_, job)| is_searched_together(job))
+            .filter(|(_, job)| job.starts_moments || job.starts_master)
     };
-    let count: u64 = searched().map(|(_, job)| step_pieces(job)).sum();
+    let count: u64 = starting().map(|(_, job)| job.numel.div_ceil(PIECE)).sum();
     try_reserve(pieces, count as usize, "the work list")?;
-    let mut slot = 0;
-    for (job, description) in searched() {
-        for start in (0..description.numel).step_by(description.block_numel as usize) {
-            push_range(pieces, job, start, description.block_numel, PIECE, |_| slot);
-            slot += 1;
-        }
+    for (job, description) in starting() {
+        push_range(pieces, job, 0, description.numel, PIECE, |_| 0);
     }
     Ok(())
 }

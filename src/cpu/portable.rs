@@ -113,6 +113,16 @@ impl Vector for Lanes {
     }
 
     #[inline(always)]
+    unsafe fn store_compressed(to: *mut u32, mask: Mask, x: U) {
+        let mut place = 0;
+        for (x, set) in x.0.into_iter().zip(mask.0) {
+            // SAFETY: `N` elements are writable (the caller's promise), and at most as many lanes came before.
+            unsafe { to.add(place).write(x) };
+            place += usize::from(set != 0);
+        }
+    }
+
+    #[inline(always)]
     fn sqrt(x: F) -> F {
         F(map(x.0, f32::sqrt))
     }
@@ -164,6 +174,11 @@ impl Vector for Lanes {
     }
 
     #[inline(always)]
+    fn differ(x: U, y: U) -> Mask {
+        Mask(zip(x.0, y.0, |x, y| if x == y { 0 } else { u32::MAX }))
+    }
+
+    #[inline(always)]
     fn select(mask: Mask, x: U, y: U) -> U {
         let pick = |i: usize| if mask.0[i] != 0 { x.0[i] } else { y.0[i] };
         U([pick(0), pick(1), pick(2), pick(3)])
@@ -178,6 +193,12 @@ impl Vector for Lanes {
     fn any(mask: Mask) -> bool {
         let [a, b, c, d] = mask.0;
         a | b | c | d != 0
+    }
+
+    #[inline(always)]
+    fn count(mask: Mask) -> usize {
+        let [a, b, c, d] = mask.0.map(|set| set & 1);
+        (a + b + c + d) as usize
     }
 
     #[inline(always)]

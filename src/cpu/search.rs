@@ -1,255 +1,164 @@
-//! The thresholds of large blocks, which all threads search for together.
+//! The threshold of a large block before the pass that updates it: all threads search together.
+//!
+//! A sample brackets the threshold. One pass then counts the keys above the bracket and collects those inside it,
+//! a small share of all; the threshold is among them, at a rank that is now known. Where the bracket turns out
+//! to be wrong or to hold too much (adversarial order, clusters, ties), the keys' digits are counted instead,
+//! from the top: three passes, and no assumption.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::executor::{Executor, Incomplete};
-use super::plan::{self, Piece, is_searched_together};
-use super::select::{DIGITS, DigitSearch, Keys, Range, SharedCounts, SharedSearch};
+use super::kernels::Bracket;
+use super::plan::PIECE;
+use super::sample;
+use super::select::{DIGITS, DigitSearch, Range, SharedCounts, settle};
 use super::tier::Kernels;
+use super::vector::MAX_LANES;
 use crate::backend::Job;
 use crate::error::Result;
-use crate::memory::{try_reserve, try_reserve_one};
 
-/// Large blocks are searched in waves of about this many collected keys (8 MiB), so that the work space stays
-/// bounded.
-const WAVE_KEYS: usize = 1 << 21;
+/// Keys that are computed at a time.
+const TILE: usize = 1024;
 
-/// Stands for the threshold of a block until it is found; no key has this value.
-const UNSETTLED: u32 = u32::MAX;
-
-/// The searches of a step, and their work space.
-#[derive(Debug, Default)]
-pub(super) struct Search {
-    blocks: Vec<SharedSearch>,
-    /// The pieces of all blocks, in the order of the blocks.
-    pieces: Vec<Piece>,
-    waves: Vec<Wave>,
-    /// Room for the collected keys of one wave.
-    keys: Vec<u32>,
+/// How many keys of a block of this length may be collected: many times what a good bracket holds.
+pub(super) fn capacity(len: u64) -> usize {
+    (len / 16).max(len.min(1 << 16)) as usize
 }
 
-/// Blocks that are searched at the same time.
-#[derive(Clone, Copy, Debug, Default)]
-struct Wave {
-    first_block: usize,
-    first_piece: usize,
-    entries: u64,
-    keys: usize,
-}
-
-impl Search {
-    /// Lists the blocks to search, and makes room for it.
-    pub(super) fn prepare(&mut self, jobs: &[Job]) -> Result<()> {
-        plan::cut_for_search(jobs, &mut self.pieces)?;
-        self.blocks.clear();
-        self.waves.clear();
-        let searched = || {
-            jobs.iter()
-                .enumerate()
-                .filter(|(_, job)| is_searched_together(job))
-        };
-        let blocks: u64 = searched().map(|(_, job)| job.numel / job.block_numel).sum();
-        try_reserve(&mut self.blocks, blocks as usize, "the threshold search")?;
-        let mut wave = Wave::default();
-        let mut most_keys = 0;
-        let mut pieces = 0;
-        for (i, job) in searched() {
-            for start in (0..job.numel).step_by(job.block_numel as usize) {
-                let capacity = SharedSearch::capacity(job.block_numel);
-                if wave.keys > 0 && wave.keys + capacity > WAVE_KEYS {
-                    try_reserve_one(&mut self.waves, "the threshold search")?;
-                    self.waves.push(wave);
-                    wave = Wave {
-                        first_block: self.blocks.len(),
-                        first_piece: pieces,
-                        ..Wave::default()
-                    };
-                }
-                let block = Range {
-                    start,
-                    len: job.block_numel,
-                };
-                self.blocks.push(SharedSearch::new(i, block, wave.keys));
-                wave.entries += block.len;
-                wave.keys += capacity;
-                most_keys = most_keys.max(wave.keys);
-                pieces += pieces_of(block);
-            }
+/// The threshold of a block. Changes nothing; keys are recomputed in every pass.
+///
+/// # Safety
+///
+/// As for [`crate::backend::Backend::step`]; `keys` is as long as [`capacity`] says.
+pub(super) unsafe fn threshold(
+    kernels: &Kernels,
+    executor: &mut Executor,
+    job: &Job,
+    block: Range,
+    keys: &mut [u32],
+) -> Result<u32> {
+    let mut search = Search {
+        kernels,
+        executor,
+        job,
+        block,
+    };
+    // SAFETY: the caller's promise.
+    unsafe {
+        match search.by_bracket(keys)? {
+            Some(threshold) => Ok(threshold),
+            None => search.by_digits(),
         }
-        if wave.entries > 0 {
-            try_reserve_one(&mut self.waves, "the threshold search")?;
-            self.waves.push(wave);
-        }
-        if let Some(missing) = most_keys.checked_sub(self.keys.len()) {
-            try_reserve(&mut self.keys, missing, "the threshold search")?;
-            self.keys.resize(most_keys, 0);
-        }
-        Ok(())
-    }
-
-    /// Finds the thresholds of the blocks of these jobs, for which the search was prepared.
-    ///
-    /// # Safety
-    ///
-    /// As for [`crate::backend::Backend::step`].
-    pub(super) unsafe fn run(
-        &mut self,
-        kernels: &Kernels,
-        executor: &mut Executor,
-        jobs: &[Job],
-    ) -> Result<()> {
-        let keys = Keys(self.keys.as_mut_ptr());
-        for (i, wave) in self.waves.iter().enumerate() {
-            let next = self.waves.get(i + 1);
-            let end_block = next.map_or(self.blocks.len(), |next| next.first_block);
-            let end_piece = next.map_or(self.pieces.len(), |next| next.first_piece);
-            let mut search = WaveSearch {
-                kernels,
-                executor,
-                jobs,
-                wave,
-                blocks: &self.blocks[wave.first_block..end_block],
-                pieces: &self.pieces[wave.first_piece..end_piece],
-                keys: &keys,
-            };
-            // SAFETY: the caller's promise; `prepare` has made room for the keys of every wave.
-            unsafe { search.run()? };
-        }
-        Ok(())
-    }
-
-    /// Bytes of the work space at present.
-    pub(super) fn bytes(&self) -> usize {
-        super::bytes_of(&self.blocks)
-            + super::bytes_of(&self.pieces)
-            + super::bytes_of(&self.waves)
-            + super::bytes_of(&self.keys)
     }
 }
 
-/// At most how many bytes the search needs for one tensor.
-pub(super) fn bytes_bound(numel: u64, num_blocks: u64) -> u64 {
-    let block_numel = numel / num_blocks;
-    if block_numel <= plan::SMALL_BLOCK {
-        return 0;
-    }
-    let capacity = SharedSearch::capacity(block_numel) as u64;
-    let blocks_at_once = num_blocks.min((WAVE_KEYS as u64 / capacity).max(1));
-    // The list of waves grows by doubling, from a few.
-    let waves = 4 + 2 * num_blocks.div_ceil(blocks_at_once);
-    num_blocks * size_of::<SharedSearch>() as u64
-        + plan::most_pieces(numel, num_blocks) * size_of::<Piece>() as u64
-        + waves * size_of::<Wave>() as u64
-        + blocks_at_once * capacity * size_of::<u32>() as u64
-}
-
-/// How many pieces a block is cut into.
-fn pieces_of(block: Range) -> usize {
-    block.len.div_ceil(plan::PIECE) as usize
-}
-
-/// The search for the thresholds of one wave.
-struct WaveSearch<'a> {
+struct Search<'a> {
     kernels: &'a Kernels,
     executor: &'a mut Executor,
-    jobs: &'a [Job],
-    wave: &'a Wave,
-    blocks: &'a [SharedSearch],
-    pieces: &'a [Piece],
-    keys: &'a Keys,
+    job: &'a Job,
+    block: Range,
 }
 
-impl WaveSearch<'_> {
-    /// Samples, collects and settles; then deals with the blocks whose bracket was no good.
-    ///
-    /// # Safety
-    ///
-    /// As for [`Search::run`]; `keys` has room for the wave's.
-    unsafe fn run(&mut self) -> Result<()> {
-        let Self {
-            kernels,
-            jobs,
-            wave,
-            blocks,
-            pieces,
-            keys,
-            ..
-        } = *self;
-        let bracket_block = |i: usize| {
-            // SAFETY: nobody writes to the jobs during the search; one item, one block.
-            unsafe { blocks[i].bracket(kernels, &jobs[blocks[i].job], keys) };
-        };
-        self.for_each(blocks.len(), wave.entries, &bracket_block)?;
-        let collect_piece = |i: usize| {
-            let piece = &pieces[i];
-            let block = &blocks[piece.slot - wave.first_block];
-            // SAFETY: as above; all samples have been used up.
-            unsafe { block.collect(kernels, &jobs[piece.job], piece.range(), keys) };
-        };
-        self.for_each(pieces.len(), wave.entries, &collect_piece)?;
-        let unsettled = AtomicUsize::new(0);
-        let settle_block = |i: usize| {
-            // SAFETY: one item, one block; all its keys have been collected.
-            let threshold = unsafe { blocks[i].settle(&jobs[blocks[i].job], keys) };
-            if threshold.is_none() {
-                unsettled.fetch_add(1, Ordering::Relaxed);
-            }
-            // SAFETY: a job has a threshold for every block.
-            unsafe { threshold_of(jobs, &blocks[i]).write(threshold.unwrap_or(UNSETTLED)) };
-        };
-        self.for_each(blocks.len(), wave.entries, &settle_block)?;
-        if unsettled.into_inner() == 0 {
-            return Ok(());
-        }
-        let mut pieces = pieces;
-        for block in blocks {
-            let (own, later) = pieces.split_at(pieces_of(block.block));
-            pieces = later;
-            // SAFETY: as above; no thread is at work here.
-            unsafe {
-                if threshold_of(jobs, block).read() == UNSETTLED {
-                    let threshold = self.count_digits(block, own)?;
-                    threshold_of(jobs, block).write(threshold);
-                }
-            }
-        }
-        Ok(())
+/// Memory that threads write disjoint elements of.
+struct Shared(*mut u32);
+
+// SAFETY: whoever uses it makes sure that no two threads touch the same element.
+unsafe impl Sync for Shared {}
+
+impl Search<'_> {
+    fn pieces(&self) -> usize {
+        self.block.len.div_ceil(PIECE) as usize
     }
 
-    /// The threshold of a block, without a bracket.
+    /// The threshold, unless the bracket was wrong or held too much.
     ///
     /// # Safety
     ///
-    /// As for [`WaveSearch::run`]; `pieces` are those of the block.
-    unsafe fn count_digits(&mut self, block: &SharedSearch, pieces: &[Piece]) -> Result<u32> {
-        let (kernels, job) = (self.kernels, &self.jobs[block.job]);
+    /// As for [`threshold`].
+    unsafe fn by_bracket(&mut self, keys: &mut [u32]) -> Result<Option<u32>> {
+        let (kernels, job, block) = (self.kernels, self.job, self.block);
+        let capacity = keys.len();
+        // SAFETY: the caller's promise.
+        let bracket = unsafe { sample::bracket(kernels, job, block, keys) };
+        let (above, inside) = (AtomicU64::new(0), AtomicUsize::new(0));
+        let collected = Shared(keys.as_mut_ptr());
+        let collect = |piece: usize| {
+            let collected = &collected;
+            let piece = block.piece(piece as u64);
+            // SAFETY: nobody writes to the jobs during a search.
+            let here = unsafe {
+                collect_piece(kernels, job, piece, bracket, |keys| {
+                    let place = inside.fetch_add(keys.len(), Ordering::Relaxed);
+                    let fits = place + keys.len() <= capacity;
+                    if fits {
+                        // SAFETY: these places were claimed by this thread alone.
+                        let to = collected.0.add(place);
+                        to.copy_from_nonoverlapping(keys.as_ptr(), keys.len());
+                    }
+                    fits
+                })
+            };
+            above.fetch_add(here, Ordering::Relaxed);
+        };
+        self.executor
+            .for_each(self.pieces(), block.len, Incomplete::Finish, collect)?;
+        let inside = inside.into_inner();
+        if inside > capacity {
+            return Ok(None);
+        }
+        Ok(settle(job.rank, above.into_inner(), &mut keys[..inside]))
+    }
+
+    /// The threshold, without any assumption.
+    ///
+    /// # Safety
+    ///
+    /// As for [`threshold`].
+    unsafe fn by_digits(&mut self) -> Result<u32> {
+        let (kernels, job, block) = (self.kernels, self.job, self.block);
         let mut found = DigitSearch::new(job.rank);
         for digit in DIGITS {
             let counts = SharedCounts::new();
-            let count_piece = |i: usize| {
+            let count = |piece: usize| {
+                let piece = block.piece(piece as u64);
                 // SAFETY: a range of the job; nobody writes to it during the search.
-                unsafe { counts.add(kernels, job, pieces[i].range(), found.upper, digit) };
+                unsafe { counts.add(kernels, job, piece, found.upper, digit) };
             };
-            self.for_each(pieces.len(), block.block.len, &count_piece)?;
+            self.executor
+                .for_each(self.pieces(), block.len, Incomplete::Finish, count)?;
             found.narrow(digit, |bucket| counts.get(bucket));
         }
         Ok(found.upper)
     }
-
-    fn for_each(
-        &mut self,
-        items: usize,
-        entries: u64,
-        body: &(dyn Fn(usize) + Sync),
-    ) -> Result<()> {
-        self.executor
-            .for_each(items, entries, Incomplete::Finish, body)
-    }
 }
 
-/// Where the threshold of a block goes.
-fn threshold_of(jobs: &[Job], search: &SharedSearch) -> *mut u32 {
-    let job = &jobs[search.job];
-    let block = search.block.start / job.block_numel;
-    job.thresholds.wrapping_add(block as usize)
+/// Passes the keys of a piece that are inside the bracket to `keep`, some at a time, until it refuses; the number of
+/// those above the bracket.
+///
+/// # Safety
+///
+/// As for [`super::kernels::keys`].
+unsafe fn collect_piece(
+    kernels: &Kernels,
+    job: &Job,
+    piece: Range,
+    bracket: Bracket,
+    keep: impl Fn(&[u32]) -> bool,
+) -> u64 {
+    let mut found = [0u32; TILE + MAX_LANES];
+    let (mut above, mut done) = (0, 0);
+    while done < piece.len {
+        let n = (piece.len - done).min(TILE as u64);
+        // SAFETY: a part of the piece; a tile's keys and a group more have room in `found`.
+        let collected = unsafe {
+            let start = piece.start + done;
+            (kernels.collect)(job, start, n as usize, bracket, found.as_mut_ptr())
+        };
+        above += collected.above;
+        if collected.inside > 0 && !keep(&found[..collected.inside]) {
+            break;
+        }
+        done += n;
+    }
+    above
 }

@@ -1,98 +1,44 @@
 //! The threshold of a block: the k-th largest key, exactly.
 //!
-//! A sample of the block brackets the threshold. One pass then counts the keys above the bracket and collects
-//! those inside it, a small share of all; the threshold is among them, at a rank that is now known. Where the
-//! bracket turns out to be wrong or to hold too much (adversarial order, clusters, ties), the keys' digits
-//! are counted instead, from the top: three passes, and no assumption.
-//!
-//! Keys are recomputed from the gradient and the moments in every pass, so nothing is written before all
-//! thresholds are known. How the sample is drawn changes the time, never the result.
+//! How it is found changes the time, never the result. Here are the parts that all ways share, and the way for
+//! small blocks, which one thread deals with alone while they are in its cache.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::kernels::Bracket;
-use super::plan::SMALL_BLOCK;
+use super::plan::{PIECE, SMALL_BLOCK};
+use super::sample;
 use super::tier::Kernels;
+use super::vector::MAX_LANES;
 use crate::backend::Job;
-use crate::rule::convert::INFINITE;
-use crate::rule::random::{SpanKey, mix32};
 use crate::rule::select::kth_largest;
 
 /// Keys that are computed at a time.
 const TILE: usize = 1024;
 /// Blocks up to this size are a case of their own, because there may be very many of them.
 const TINY: usize = 16;
-/// Keys on one cache line of f32 gradients: the grain of the sample.
-const LINE: u64 = 16;
-/// One line in this many is sampled, of large blocks fewer.
-const SAMPLING: u64 = 16;
-const MOST_SAMPLED_LINES: u64 = 4096;
-/// Half the width of the bracket, in standard deviations of the sample's rank.
-const SIGMAS: f64 = 5.0;
 /// Collected keys that one thread keeps on its stack.
 const SMALL_CAPACITY: usize = 1 << 13;
 
-/// A range of entries of a block.
-#[derive(Clone, Copy, Debug)]
+/// A range of entries of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Range {
     pub(super) start: u64,
     pub(super) len: u64,
 }
 
-fn sampled_lines(len: u64) -> u64 {
-    (len / (LINE * SAMPLING)).min(MOST_SAMPLED_LINES)
-}
-
-/// Where the `i`-th of `lines` sampled lines of a range starts: a random one of its stratum, so that no period
-/// of the data can hide from the sample.
-fn sampled_line(range: Range, lines: u64, i: u64, key: SpanKey) -> u64 {
-    let total = range.len / LINE;
-    let first = i * total / lines;
-    let stratum = (i + 1) * total / lines - first;
-    let draw = u64::from(mix32(i as u32 ^ key.first));
-    range.start + (first + draw % stratum) * LINE
-}
-
-/// Brackets the `rank`-th largest key of a range by a stratified sample. `sample` is work space.
-///
-/// # Safety
-///
-/// As for [`super::kernels::keys`]; `sample` has room for `LINE` keys of each sampled line.
-unsafe fn bracket(
-    kernels: &Kernels,
-    job: &Job,
-    range: Range,
-    rank: u64,
-    sample: &mut [u32],
-) -> Bracket {
-    let lines = sampled_lines(range.len);
-    let sample = &mut sample[..(lines * LINE) as usize];
-    let key = job.random.filter.span(0);
-    for (i, keys) in (0..lines).zip(sample.chunks_exact_mut(LINE as usize)) {
-        let start = sampled_line(range, lines, i, key);
-        // SAFETY: the line lies within the range; there is room for its keys in `keys`.
-        unsafe { (kernels.keys)(job, start, LINE as usize, keys.as_mut_ptr()) };
+impl Range {
+    /// The `i`-th piece of it.
+    pub(super) fn piece(self, i: u64) -> Self {
+        let offset = i * PIECE;
+        Self {
+            start: self.start + offset,
+            len: PIECE.min(self.len - offset),
+        }
     }
-    let n = sample.len() as f64;
-    let share = rank as f64 / range.len as f64;
-    let margin = SIGMAS * (n * share * (1.0 - share)).sqrt() + 2.0;
-    let lowest_rank = (n * share + margin).ceil().min(n);
-    let highest_rank = (n * share - margin).floor();
-    let low = if lowest_rank < n {
-        kth_largest(sample, lowest_rank as usize)
-    } else {
-        0
-    };
-    let high = if highest_rank >= 1.0 {
-        kth_largest(sample, highest_rank as usize)
-    } else {
-        INFINITE
-    };
-    (low, high)
 }
 
 /// The threshold among the keys that a bracket holds, if it is there: `above` keys lie above the bracket.
-fn settle(rank: u64, above: u64, inside: &mut [u32]) -> Option<u32> {
+pub(super) fn settle(rank: u64, above: u64, inside: &mut [u32]) -> Option<u32> {
     let rank = rank.checked_sub(above)?;
     let found = 1 <= rank && rank <= inside.len() as u64;
     found.then(|| kth_largest(inside, rank as usize))
@@ -137,14 +83,14 @@ unsafe fn threshold_by_keys(kernels: &Kernels, job: &Job, range: Range, room: &m
 /// As for [`super::kernels::keys`]; the block has more than [`TILE`] and at most [`SMALL_BLOCK`] entries.
 #[inline(never)]
 unsafe fn threshold_by_bracket(kernels: &Kernels, job: &Job, range: Range) -> u32 {
-    let mut inside = [0u32; SMALL_CAPACITY + TILE];
-    const { assert!(SMALL_BLOCK / SAMPLING <= SMALL_CAPACITY as u64) };
-    // SAFETY: the caller's promise; the sample is at most a `SAMPLING`-th of a small block (asserted above).
-    let bracket = unsafe { bracket(kernels, job, range, job.rank, &mut inside) };
+    let mut inside = [0u32; SMALL_CAPACITY + TILE + MAX_LANES];
+    const { assert!(sample::most_words(SMALL_BLOCK) <= SMALL_CAPACITY + TILE) };
+    // SAFETY: the caller's promise; there is room for the sample (asserted above).
+    let bracket = unsafe { sample::bracket(kernels, job, range, &mut inside) };
     let (mut above, mut count, mut done) = (0, 0, 0);
     while done < range.len && count <= SMALL_CAPACITY {
         let n = (range.len - done).min(TILE as u64);
-        // SAFETY: a part of the block; a tile's keys have room behind `SMALL_CAPACITY` others.
+        // SAFETY: a part of the block; a tile's keys and a group more have room behind `SMALL_CAPACITY` others.
         let found = unsafe {
             let to = inside.as_mut_ptr().add(count);
             (kernels.collect)(job, range.start + done, n as usize, bracket, to)
@@ -165,132 +111,6 @@ unsafe fn threshold_by_bracket(kernels: &Kernels, job: &Job, range: Range) -> u3
         search.narrow(digit, |bucket| u64::from(counts[bucket]));
     }
     search.upper
-}
-
-/// The search for the threshold of a block that all threads work on together.
-#[derive(Debug)]
-pub(super) struct SharedSearch {
-    /// Which of the step's jobs.
-    pub(super) job: usize,
-    pub(super) block: Range,
-    /// Where the collected keys of this block are kept.
-    first_key: usize,
-    capacity: usize,
-    low: AtomicU32,
-    high: AtomicU32,
-    above: AtomicU64,
-    inside: AtomicUsize,
-}
-
-/// Memory for the collected keys of all blocks that are searched at once. Each search has a part of its own,
-/// in which its threads write disjoint elements.
-pub(super) struct Keys(pub(super) *mut u32);
-
-// SAFETY: see the type.
-unsafe impl Sync for Keys {}
-
-impl SharedSearch {
-    pub(super) fn new(job: usize, block: Range, first_key: usize) -> Self {
-        Self {
-            job,
-            block,
-            first_key,
-            capacity: Self::capacity(block.len),
-            low: AtomicU32::new(0),
-            high: AtomicU32::new(0),
-            above: AtomicU64::new(0),
-            inside: AtomicUsize::new(0),
-        }
-    }
-
-    /// How many keys of a block of this length may be collected: many times what a good bracket holds.
-    pub(super) fn capacity(len: u64) -> usize {
-        (len / 16).max(len.min(1 << 16)) as usize
-    }
-
-    /// Draws the sample.
-    ///
-    /// # Safety
-    ///
-    /// As for [`super::kernels::keys`]; `keys` has room for this search's part, and no other thread uses it.
-    pub(super) unsafe fn bracket(&self, kernels: &Kernels, job: &Job, keys: &Keys) {
-        // SAFETY: the caller's promise.
-        let sample = unsafe { self.keys(keys, self.capacity) };
-        // SAFETY: as above; a sample is at most a `SAMPLING`-th of the block, and never above the capacity.
-        let (low, high) = unsafe { bracket(kernels, job, self.block, job.rank, sample) };
-        self.low.store(low, Ordering::Relaxed);
-        self.high.store(high, Ordering::Relaxed);
-    }
-
-    /// Collects the keys of one piece of the block. Any number of threads may do so at once.
-    ///
-    /// # Safety
-    ///
-    /// As for [`super::kernels::keys`]; `keys` has room for this search's part, which is used for nothing
-    /// else meanwhile.
-    pub(super) unsafe fn collect(&self, kernels: &Kernels, job: &Job, piece: Range, keys: &Keys) {
-        let bracket = (
-            self.low.load(Ordering::Relaxed),
-            self.high.load(Ordering::Relaxed),
-        );
-        let mut found = [0u32; TILE];
-        let (mut above, mut done) = (0, 0);
-        while done < piece.len {
-            let n = (piece.len - done).min(TILE as u64);
-            // SAFETY: a part of the piece; a tile's keys have room in `found`.
-            let collected = unsafe {
-                (kernels.collect)(
-                    job,
-                    piece.start + done,
-                    n as usize,
-                    bracket,
-                    found.as_mut_ptr(),
-                )
-            };
-            above += collected.above;
-            let count = collected.inside;
-            if count > 0 {
-                let place = self.inside.fetch_add(count, Ordering::Relaxed);
-                if place + count > self.capacity {
-                    // `settle` will see that there were too many.
-                    break;
-                }
-                // SAFETY: these places of this search's part were claimed by this thread alone.
-                unsafe {
-                    let to = keys.0.add(self.first_key + place);
-                    to.copy_from_nonoverlapping(found.as_ptr(), count);
-                }
-            }
-            done += n;
-        }
-        self.above.fetch_add(above, Ordering::Relaxed);
-    }
-
-    /// The threshold, after every piece was collected; `None` if the bracket was wrong or held too much.
-    ///
-    /// # Safety
-    ///
-    /// As for [`SharedSearch::bracket`].
-    pub(super) unsafe fn settle(&self, job: &Job, keys: &Keys) -> Option<u32> {
-        let count = self.inside.load(Ordering::Relaxed);
-        if count > self.capacity {
-            return None;
-        }
-        // SAFETY: the caller's promise.
-        let inside = unsafe { self.keys(keys, count) };
-        settle(job.rank, self.above.load(Ordering::Relaxed), inside)
-    }
-
-    /// The first `count` keys of this search's part.
-    ///
-    /// # Safety
-    ///
-    /// `keys` has room for this search's part, `count` is at most its capacity, and no other thread uses it.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn keys<'a>(&self, keys: &'a Keys, count: usize) -> &'a mut [u32] {
-        // SAFETY: the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(keys.0.add(self.first_key), count) }
-    }
 }
 
 /// The digits of a key, from the top: the lowest bit of each, and its size in bits.
@@ -444,12 +264,12 @@ mod tests {
     fn misleading(len: u64, large_on_sample: bool) -> Vec<f32> {
         let range = Range { start: 0, len };
         let key = Key::new(0, hash_name(NAME), 1, Stream::Filter).span(0);
-        let lines = sampled_lines(len);
+        let lines = sample::lines(len);
         let mut grads: Vec<f32> = (0..len).map(|i| 1.0 + i as f32 / len as f32).collect();
         let mut sampled = vec![false; len as usize];
         for i in 0..lines {
-            let start = sampled_line(range, lines, i, key) as usize;
-            sampled[start..start + LINE as usize].fill(true);
+            let start = sample::line(range, lines, i, key) as usize;
+            sampled[start..start + sample::LINE].fill(true);
         }
         for (grad, sampled) in grads.iter_mut().zip(sampled) {
             if sampled == large_on_sample {
@@ -462,14 +282,14 @@ mod tests {
     #[test]
     fn every_line_is_sampled_from_its_own_stratum() {
         for len in [1025, 4096, 30_001, 1_000_003] {
-            let lines = sampled_lines(len);
+            let lines = sample::lines(len);
             let range = Range { start: 7, len };
             let key = Key::new(1, 2, 3, Stream::Filter).span(0);
             let mut end = range.start;
             for i in 0..lines {
-                let start = sampled_line(range, lines, i, key);
-                assert!(start >= end && start + LINE <= range.start + len);
-                end = start + LINE;
+                let start = sample::line(range, lines, i, key);
+                assert!(start >= end && start + sample::LINE as u64 <= range.start + len);
+                end = start + sample::LINE as u64;
             }
         }
     }

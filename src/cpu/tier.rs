@@ -1,58 +1,50 @@
 //! The loops as compiled for each instruction set, and the choice among them.
 
-use super::element::{Grad, HalfBf16, HalfF16, MasterBf16, MasterF16, Moment, Param, Single};
-use super::kernels::{Bracket, Collected};
+use super::element::{HalfBf16, HalfF16, MasterBf16, MasterF16, Moment, Param, Single};
+use super::kernels::{Bounds, Bracket, Collected, Notes};
+use super::vector::{Bf16, F16};
 use crate::backend::Job;
 use crate::config::{CpuTier, Dtype, StateDtype};
-use crate::error::{Result, fail};
+use crate::error::{Error, ErrorKind, Result, fail};
 
 /// One tier's loops. Their contracts are those of the functions of the same name in [`super::kernels`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kernels {
     pub(super) tier: CpuTier,
-    pub(super) step: unsafe fn(&Job, u64, u64, u32) -> u64,
+    pub(super) step: unsafe fn(&Job, u64, u64, Bounds, Option<&mut Notes>) -> u64,
+    pub(super) settle: unsafe fn(&Job, u64, u64, u32, u32) -> u64,
     pub(super) keys: unsafe fn(&Job, u64, usize, *mut u32),
     pub(super) collect: unsafe fn(&Job, u64, usize, Bracket, *mut u32) -> Collected,
+    pub(super) sift: unsafe fn(*const u32, usize, Bracket, *mut u32) -> Collected,
     pub(super) sum_of_squares: unsafe fn(&Job, u64, usize) -> f64,
-    pub(super) start: unsafe fn(&Job, u64, u64),
+    pub(super) start_master: unsafe fn(&Job, u64, u64),
 }
 
-/// Calls `$function::<Param, Grad, Moment>` for the types of a job.
-macro_rules! for_step_types {
-    ($job:ident, $function:ident ( $($argument:expr),* )) => {
+/// Calls `$function::<Param, Moment>` for the types of a job.
+macro_rules! for_types {
+    ($job:ident, $function:ident $arguments:tt) => {
         match ($job.param_dtype, $job.master.is_null()) {
-            (Dtype::F32, _) => for_step_types!(@grad $job, $function, Single, ($($argument),*)),
-            (Dtype::F16, true) => for_step_types!(@grad $job, $function, HalfF16, ($($argument),*)),
-            (Dtype::F16, false) => for_step_types!(@grad $job, $function, MasterF16, ($($argument),*)),
-            (Dtype::BF16, true) => for_step_types!(@grad $job, $function, HalfBf16, ($($argument),*)),
-            (Dtype::BF16, false) => for_step_types!(@grad $job, $function, MasterBf16, ($($argument),*)),
+            (Dtype::F32, _) => for_types!(@moment $job, $function, Single, $arguments),
+            (Dtype::F16, true) => for_types!(@moment $job, $function, HalfF16, $arguments),
+            (Dtype::F16, false) => for_types!(@moment $job, $function, MasterF16, $arguments),
+            (Dtype::BF16, true) => for_types!(@moment $job, $function, HalfBf16, $arguments),
+            (Dtype::BF16, false) => for_types!(@moment $job, $function, MasterBf16, $arguments),
         }
     };
-    (@grad $job:ident, $function:ident, $param:ty, $arguments:tt) => {
-        match $job.grad_dtype {
-            Dtype::F32 => for_step_types!(@moment $job, $function, $param, Single, $arguments),
-            Dtype::F16 => for_step_types!(@moment $job, $function, $param, HalfF16, $arguments),
-            Dtype::BF16 => for_step_types!(@moment $job, $function, $param, HalfBf16, $arguments),
-        }
-    };
-    (@moment $job:ident, $function:ident, $param:ty, $grad:ty, ($($argument:expr),*)) => {
+    (@moment $job:ident, $function:ident, $param:ty, ($($argument:expr),*)) => {
         match $job.state_dtype {
-            StateDtype::F32 => $function::<$param, $grad, Single>($($argument),*),
-            StateDtype::BF16 => $function::<$param, $grad, HalfBf16>($($argument),*),
+            StateDtype::F32 => $function::<$param, Single>($($argument),*),
+            StateDtype::BF16 => $function::<$param, HalfBf16>($($argument),*),
         }
     };
 }
 
-/// Calls `$function::<Grad, Moment>` for the types of a job.
+/// Calls `$function::<Moment>` for the types of a job.
 macro_rules! for_moment_types {
     ($job:ident, $function:ident $arguments:tt) => {
-        match ($job.grad_dtype, $job.state_dtype) {
-            (Dtype::F32, StateDtype::F32) => $function::<Single, Single> $arguments,
-            (Dtype::F32, StateDtype::BF16) => $function::<Single, HalfBf16> $arguments,
-            (Dtype::F16, StateDtype::F32) => $function::<HalfF16, Single> $arguments,
-            (Dtype::F16, StateDtype::BF16) => $function::<HalfF16, HalfBf16> $arguments,
-            (Dtype::BF16, StateDtype::F32) => $function::<HalfBf16, Single> $arguments,
-            (Dtype::BF16, StateDtype::BF16) => $function::<HalfBf16, HalfBf16> $arguments,
+        match $job.state_dtype {
+            StateDtype::F32 => $function::<Single> $arguments,
+            StateDtype::BF16 => $function::<HalfBf16> $arguments,
         }
     };
 }
@@ -69,33 +61,51 @@ macro_rules! tier {
             pub(super) const KERNELS: Kernels = Kernels {
                 tier: $tier,
                 step,
+                settle,
                 keys,
                 collect,
+                sift,
                 sum_of_squares,
-                start,
+                start_master,
             };
 
             $(#[target_feature(enable = $features)])?
             #[inline(never)]
-            unsafe fn step_of<P: Param<V>, G: Grad<V>, S: Moment<V>>(
-                job: &Job, start: u64, len: u64, lowest: u32,
+            unsafe fn step_of<P: Param<V>, S: Moment<V>>(
+                job: &Job, start: u64, len: u64, bounds: Bounds, notes: Option<&mut Notes>,
             ) -> u64 {
                 // SAFETY: the caller's promise.
-                unsafe { kernels::step::<V, P, G, S>(job, start, len, lowest) }
+                unsafe { kernels::step::<V, P, S>(job, start, len, bounds, notes) }
             }
 
-            unsafe fn step(job: &Job, start: u64, len: u64, lowest: u32) -> u64 {
+            unsafe fn step(
+                job: &Job, start: u64, len: u64, bounds: Bounds, notes: Option<&mut Notes>,
+            ) -> u64 {
                 // SAFETY: the caller's promise; `Kernels::choose` has seen that the processor has the features.
-                unsafe { for_step_types!(job, step_of(job, start, len, lowest)) }
+                unsafe { for_types!(job, step_of(job, start, len, bounds, notes)) }
             }
 
             $(#[target_feature(enable = $features)])?
             #[inline(never)]
-            unsafe fn keys_of<G: Grad<V>, S: Moment<V>>(
-                job: &Job, start: u64, len: usize, keys: *mut u32,
-            ) {
+            unsafe fn settle_of<P: Param<V>, S: Moment<V>>(
+                job: &Job, start: u64, len: u64, moved_from: u32, threshold: u32,
+            ) -> u64 {
                 // SAFETY: the caller's promise.
-                unsafe { kernels::keys::<V, G, S>(job, start, len, keys) };
+                unsafe { kernels::settle::<V, P, S>(job, start, len, moved_from, threshold) }
+            }
+
+            unsafe fn settle(
+                job: &Job, start: u64, len: u64, moved_from: u32, threshold: u32,
+            ) -> u64 {
+                // SAFETY: as for `step`.
+                unsafe { for_types!(job, settle_of(job, start, len, moved_from, threshold)) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            #[inline(never)]
+            unsafe fn keys_of<S: Moment<V>>(job: &Job, start: u64, len: usize, keys: *mut u32) {
+                // SAFETY: the caller's promise.
+                unsafe { kernels::keys::<V, S>(job, start, len, keys) };
             }
 
             unsafe fn keys(job: &Job, start: u64, len: usize, keys: *mut u32) {
@@ -105,11 +115,11 @@ macro_rules! tier {
 
             $(#[target_feature(enable = $features)])?
             #[inline(never)]
-            unsafe fn collect_of<G: Grad<V>, S: Moment<V>>(
+            unsafe fn collect_of<S: Moment<V>>(
                 job: &Job, start: u64, len: usize, bracket: Bracket, found: *mut u32,
             ) -> Collected {
                 // SAFETY: the caller's promise.
-                unsafe { kernels::collect::<V, G, S>(job, start, len, bracket, found) }
+                unsafe { kernels::collect::<V, S>(job, start, len, bracket, found) }
             }
 
             unsafe fn collect(
@@ -120,44 +130,26 @@ macro_rules! tier {
             }
 
             $(#[target_feature(enable = $features)])?
-            #[inline(never)]
-            unsafe fn sum_of_squares_of<G: Grad<V>>(job: &Job, start: u64, len: usize) -> f64 {
+            unsafe fn sift(
+                keys: *const u32, len: usize, bracket: Bracket, found: *mut u32,
+            ) -> Collected {
                 // SAFETY: the caller's promise.
-                unsafe { kernels::sum_of_squares::<V, G>(job, start, len) }
-            }
-
-            unsafe fn sum_of_squares(job: &Job, start: u64, len: usize) -> f64 {
-                // SAFETY: as for `step`.
-                unsafe {
-                    match job.grad_dtype {
-                        Dtype::F32 => sum_of_squares_of::<Single>(job, start, len),
-                        Dtype::F16 => sum_of_squares_of::<HalfF16>(job, start, len),
-                        Dtype::BF16 => sum_of_squares_of::<HalfBf16>(job, start, len),
-                    }
-                }
+                unsafe { kernels::sift::<V>(keys, len, bracket, found) }
             }
 
             $(#[target_feature(enable = $features)])?
-            #[inline(never)]
-            unsafe fn start_of<P: Param<V>, S: Moment<V>>(job: &Job, start: u64, len: u64) {
+            unsafe fn sum_of_squares(job: &Job, start: u64, len: usize) -> f64 {
                 // SAFETY: the caller's promise.
-                unsafe { kernels::start::<V, P, S>(job, start, len) };
+                unsafe { kernels::sum_of_squares::<V>(job, start, len) }
             }
 
-            unsafe fn start(job: &Job, start: u64, len: u64) {
-                // SAFETY: as for `step`.
+            $(#[target_feature(enable = $features)])?
+            unsafe fn start_master(job: &Job, start: u64, len: u64) {
+                // SAFETY: the caller's promise; a parameter with a master copy is in one of these formats.
                 unsafe {
-                    match (job.param_dtype, job.state_dtype) {
-                        (Dtype::F32, StateDtype::F32) => start_of::<Single, Single>(job, start, len),
-                        (Dtype::F32, StateDtype::BF16) => start_of::<Single, HalfBf16>(job, start, len),
-                        _ if job.master.is_null() => match job.state_dtype {
-                            StateDtype::F32 => start_of::<Single, Single>(job, start, len),
-                            StateDtype::BF16 => start_of::<Single, HalfBf16>(job, start, len),
-                        },
-                        (Dtype::F16, StateDtype::F32) => start_of::<MasterF16, Single>(job, start, len),
-                        (Dtype::F16, StateDtype::BF16) => start_of::<MasterF16, HalfBf16>(job, start, len),
-                        (Dtype::BF16, StateDtype::F32) => start_of::<MasterBf16, Single>(job, start, len),
-                        (Dtype::BF16, StateDtype::BF16) => start_of::<MasterBf16, HalfBf16>(job, start, len),
+                    match job.param_dtype {
+                        Dtype::BF16 => kernels::start_master::<V, Bf16>(job, start, len),
+                        _ => kernels::start_master::<V, F16>(job, start, len),
                     }
                 }
             }
@@ -166,17 +158,78 @@ macro_rules! tier {
 }
 
 tier!(portable, CpuTier::Portable, crate::cpu::portable::Lanes);
+#[cfg(target_arch = "x86_64")]
+tier!(avx2, CpuTier::Avx2, crate::cpu::avx2::Lanes, "avx2,f16c");
+#[cfg(target_arch = "x86_64")]
+tier!(
+    avx512,
+    CpuTier::Avx512,
+    crate::cpu::avx512::Lanes,
+    "avx512f,avx512bw,avx512dq,avx512vl"
+);
+
+/// Overrides the choice of the tier where the options leave it open: "portable", "avx2" or "avx512".
+const VARIABLE: &str = "MOFO_CPU_TIER";
+
 impl Kernels {
-    /// The loops of this tier, or of the best that there is.
+    /// The loops of this tier, or of the one that the environment asks for, or of the best that there is.
     pub(super) fn choose(tier: Option<CpuTier>) -> Result<&'static Self> {
-        match tier {
-            None | Some(CpuTier::Portable) => Ok(&portable::KERNELS),
-            Some(tier) => fail!(
-                Unsupported,
-                "cpu_tier is {tier:?}, which this build lacks; the best that it has is {:?}",
-                portable::KERNELS.tier
-            ),
+        if let Some(tier) = tier {
+            return Self::of(tier).ok_or_else(|| Self::missing("cpu_tier", tier));
         }
+        match std::env::var_os(VARIABLE) {
+            None => Ok(Self::best()),
+            Some(name) if name.is_empty() => Ok(Self::best()),
+            Some(name) => {
+                let tier = match name.to_str() {
+                    Some("portable") => CpuTier::Portable,
+                    Some("avx2") => CpuTier::Avx2,
+                    Some("avx512") => CpuTier::Avx512,
+                    _ => fail!(
+                        InvalidArgument,
+                        "the environment variable {VARIABLE} is {name:?}; it must be \"portable\", \"avx2\" or \
+                         \"avx512\""
+                    ),
+                };
+                Self::of(tier).ok_or_else(|| Self::missing(VARIABLE, tier))
+            }
+        }
+    }
+
+    fn best() -> &'static Self {
+        [CpuTier::Avx512, CpuTier::Avx2]
+            .into_iter()
+            .find_map(Self::of)
+            .unwrap_or(&portable::KERNELS)
+    }
+
+    /// The loops of a tier, if the build and the processor have it.
+    fn of(tier: CpuTier) -> Option<&'static Self> {
+        match tier {
+            CpuTier::Portable => Some(&portable::KERNELS),
+            #[cfg(target_arch = "x86_64")]
+            CpuTier::Avx2 => (std::arch::is_x86_feature_detected!("avx2")
+                && std::arch::is_x86_feature_detected!("f16c"))
+            .then_some(&avx2::KERNELS),
+            #[cfg(target_arch = "x86_64")]
+            CpuTier::Avx512 => (std::arch::is_x86_feature_detected!("avx512f")
+                && std::arch::is_x86_feature_detected!("avx512bw")
+                && std::arch::is_x86_feature_detected!("avx512dq")
+                && std::arch::is_x86_feature_detected!("avx512vl"))
+            .then_some(&avx512::KERNELS),
+            #[cfg(not(target_arch = "x86_64"))]
+            CpuTier::Avx2 | CpuTier::Avx512 => None,
+        }
+    }
+
+    fn missing(setting: &str, tier: CpuTier) -> Error {
+        Error::new(
+            ErrorKind::Unsupported,
+            format_args!(
+                "{setting} is {tier:?}, which this processor or build lacks; the best that it has is {:?}",
+                Self::best().tier
+            ),
+        )
     }
 }
 
@@ -297,7 +350,8 @@ mod tests {
         let threshold = sorted[50];
         let before = window.param.clone();
         // SAFETY: as above.
-        let moved = unsafe { (kernels.step)(&job, FIRST, ENTRIES as u64, threshold) };
+        let moved =
+            unsafe { (kernels.step)(&job, FIRST, ENTRIES as u64, Bounds::at(threshold), None) };
         assert_eq!(moved, 50);
         for (i, (m, v, p, key)) in expected.into_iter().enumerate() {
             assert_eq!(window.exp_avg[i].to_bits(), m, "exp_avg {i}");

@@ -56,6 +56,12 @@ pub(crate) trait Vector: Copy {
     ///
     /// As above.
     unsafe fn store_u32(to: *mut u32, x: Self::U);
+    /// Stores the lanes that are set, without gaps; what follows them is undefined.
+    ///
+    /// # Safety
+    ///
+    /// As above: all `LANES` elements are writable at `to`, however few lanes are set.
+    unsafe fn store_compressed(to: *mut u32, mask: Self::Mask, x: Self::U);
 
     fn sqrt(x: Self::F) -> Self::F;
     fn bits(x: Self::F) -> Self::U;
@@ -64,30 +70,38 @@ pub(crate) trait Vector: Copy {
     fn to_float(x: Self::U) -> Self::F;
     /// Rounds towards zero; `x` is in [0, 2^31).
     fn truncate(x: Self::F) -> Self::U;
+    /// Widens the low half of each lane; the high half is zero.
+    #[inline(always)]
+    fn f16_to_float(half: Self::U) -> Self::F {
+        widen_f16::<Self>(half)
+    }
+    /// Rounds to nearest even; what is in the high halves does not matter.
+    #[inline(always)]
+    fn float_to_f16(x: Self::F) -> Self::U {
+        round_to_f16::<Self>(x)
+    }
     fn shift_right<const BITS: u32>(x: Self::U) -> Self::U;
     fn shift_left<const BITS: u32>(x: Self::U) -> Self::U;
     /// `x < y`, both below 2^31.
     fn less(x: Self::U, y: Self::U) -> Self::Mask;
     /// `x >= y`, both below 2^31.
     fn at_least(x: Self::U, y: Self::U) -> Self::Mask;
+    /// `x != y`.
+    fn differ(x: Self::U, y: Self::U) -> Self::Mask;
     /// `x` where the mask is set, else `y`.
     fn select(mask: Self::Mask, x: Self::U, y: Self::U) -> Self::U;
     /// Adds 1 to the lanes that are set.
     fn tally(counts: Self::U, mask: Self::Mask) -> Self::U;
     /// True if a lane is set.
     fn any(mask: Self::Mask) -> bool;
+    /// How many lanes are set.
+    fn count(mask: Self::Mask) -> usize;
     /// The sum of all lanes, each below 2^28.
     fn sum(x: Self::U) -> u32;
 }
 
 /// No tier has more lanes.
 pub(crate) const MAX_LANES: usize = 16;
-
-/// Picks floats by a mask.
-#[inline(always)]
-pub(super) fn select_f32<V: Vector>(mask: V::Mask, x: V::F, y: V::F) -> V::F {
-    V::from_bits(V::select(mask, V::bits(x), V::bits(y)))
-}
 
 #[inline(always)]
 pub(super) fn magnitude<V: Vector>(x: V::F) -> V::U {
@@ -166,28 +180,12 @@ pub(super) struct F16;
 impl<V: Vector> Format<V> for F16 {
     #[inline(always)]
     fn widen(half: V::U) -> V::F {
-        let sign = V::shift_left::<16>(half & V::uint(0x8000));
-        let magnitude = half & V::uint(0x7FFF);
-        let shifted = V::shift_left::<13>(magnitude);
-        let subnormal = V::bits(V::to_float(magnitude) * V::float(f32::from_bits(0x3380_0000)));
-        let finite = V::less(magnitude, V::uint(F16_INFINITE));
-        let normal = V::select(
-            finite,
-            shifted + V::uint(F16_REBIAS),
-            shifted | V::uint(INFINITE),
-        );
-        let widened = V::select(V::less(magnitude, V::uint(0x0400)), subnormal, normal);
-        V::from_bits(sign | widened)
+        V::f16_to_float(half)
     }
 
     #[inline(always)]
     fn nearest(x: V::F) -> V::U {
-        let magnitude = magnitude::<V>(x);
-        let odd = V::shift_right::<13>(magnitude) & V::uint(1);
-        let normal = V::shift_right::<13>(magnitude - V::uint(F16_REBIAS) + V::uint(0x0FFF) + odd);
-        let half = V::float(0.5);
-        let subnormal = V::bits(V::from_bits(magnitude) + half) - V::bits(half);
-        assemble::<V>(x, magnitude, subnormal, normal)
+        V::float_to_f16(x)
     }
 
     #[inline(always)]
@@ -216,4 +214,30 @@ fn assemble<V: Vector>(x: V::F, magnitude: V::U, subnormal: V::U, normal: V::U) 
     let large = V::select(in_range, normal, V::select(number, infinite, nan));
     let tiny = V::less(magnitude, V::uint(F16_SMALLEST_NORMAL));
     sign | V::select(tiny, subnormal, large)
+}
+
+#[inline(always)]
+fn widen_f16<V: Vector>(half: V::U) -> V::F {
+    let sign = V::shift_left::<16>(half & V::uint(0x8000));
+    let magnitude = half & V::uint(0x7FFF);
+    let shifted = V::shift_left::<13>(magnitude);
+    let subnormal = V::bits(V::to_float(magnitude) * V::float(f32::from_bits(0x3380_0000)));
+    let finite = V::less(magnitude, V::uint(F16_INFINITE));
+    let normal = V::select(
+        finite,
+        shifted + V::uint(F16_REBIAS),
+        shifted | V::uint(INFINITE),
+    );
+    let widened = V::select(V::less(magnitude, V::uint(0x0400)), subnormal, normal);
+    V::from_bits(sign | widened)
+}
+
+#[inline(always)]
+fn round_to_f16<V: Vector>(x: V::F) -> V::U {
+    let magnitude = magnitude::<V>(x);
+    let odd = V::shift_right::<13>(magnitude) & V::uint(1);
+    let normal = V::shift_right::<13>(magnitude - V::uint(F16_REBIAS) + V::uint(0x0FFF) + odd);
+    let half = V::float(0.5);
+    let subnormal = V::bits(V::from_bits(magnitude) + half) - V::bits(half);
+    assemble::<V>(x, magnitude, subnormal, normal)
 }

@@ -28,15 +28,19 @@ pub struct mofo_step_report {
     pub skipped: i32,
     /// Zero.
     pub reserved: i32,
+    /// Blocks whose threshold was estimated from a sample, and settled after the pass over them.
+    pub blocks_estimated: u64,
+    /// Those of them whose estimate was wrong. The result is exact all the same, but took longer.
+    pub estimates_failed: u64,
 }
 
-// SAFETY: `repr(C)`, `Copy`, no padding: 8 × 3 + 4 × 2 = 32 bytes (asserted below).
+// SAFETY: `repr(C)`, `Copy`, no padding: 8 × 5 + 4 × 2 = 48 bytes (asserted below).
 unsafe impl OutputStruct for mofo_step_report {
     const NAME: &'static str = "mofo_step_report";
-    const VERSION_1_SIZE: u64 = 32;
+    const VERSION_1_SIZE: u64 = 48;
 }
 
-const _: () = assert!(size_of::<mofo_step_report>() == 32);
+const _: () = assert!(size_of::<mofo_step_report>() == 48);
 
 /// What is particular to one step. Fill it with `mofo_step_args_init`, then change what should differ.
 #[repr(C)]
@@ -142,6 +146,8 @@ pub unsafe extern "C" fn mofo_step(
                 entries_selected: report.entries_selected,
                 skipped: i32::from(report.skipped),
                 reserved: 0,
+                blocks_estimated: report.blocks_estimated,
+                estimates_failed: report.estimates_failed,
             };
             // SAFETY: `report` was checked above and has room for `report_size` bytes (the caller's
             // promise).

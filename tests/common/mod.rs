@@ -368,7 +368,13 @@ impl Case<'_> {
             tensor.numel()
         );
         let thresholds: Vec<u32> = state.thresholds.iter().map(|x| x.to_bits()).collect();
-        assert!(thresholds == expected.thresholds, "thresholds of {what}");
+        assert!(
+            thresholds == expected.thresholds,
+            "thresholds of {what}: {:?} {:?} {:?}",
+            self.options.filter,
+            thresholds,
+            expected.thresholds
+        );
         assert!(expected.exp_avg.equals(state.exp_avg), "exp_avg of {what}");
         assert!(
             expected.exp_avg_sq.equals(state.exp_avg_sq),

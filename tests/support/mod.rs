@@ -267,6 +267,8 @@ impl Optimizer {
             entries_selected: u64::MAX,
             skipped: -1,
             reserved: -1,
+            blocks_estimated: u64::MAX,
+            estimates_failed: u64::MAX,
         };
         let mut args = *args;
         if let Some(indices) = &indices {

@@ -1,0 +1,205 @@
+//! Brackets the threshold of a block by a sample of its keys.
+//!
+//! The block is cut into as many strata as there are lines to draw, and a random line is drawn from each. Entries of
+//! a line may be alike (rows of one scale, rows without a gradient), so how far the estimate may be off is itself
+//! estimated from lines, not from entries.
+
+use super::kernels::Bracket;
+use super::select::Range;
+use super::tier::Kernels;
+use super::vector::MAX_LANES;
+use crate::backend::Job;
+use crate::rule::convert::INFINITE;
+use crate::rule::random::{SpanKey, mix32};
+
+/// Keys on one cache line of f32 gradients: the grain of the sample.
+pub(super) const LINE: usize = 16;
+/// Lines whose memory is asked for before the first of them is needed.
+pub(super) const BATCH: usize = 32;
+/// Half the width of the bracket, in standard deviations of the estimate.
+pub(super) const SIGMAS: f64 = 4.0;
+/// Lines from which the deviation is estimated.
+const MOST_COUNTED_LINES: usize = 4096;
+
+/// How many lines are drawn from a block.
+///
+/// A sample of n keys costs time in proportion to n; the entries that its bracket leaves open, len · n^(-1/2) in
+/// proportion, cost about as much each. The sum is smallest for n in proportion to len^(2/3).
+pub(super) fn lines(len: u64) -> usize {
+    let keys = 1.5 * (len as f64).powf(2.0 / 3.0);
+    ((keys / LINE as f64) as u64).clamp(1, (len / LINE as u64).max(1)) as usize
+}
+
+/// Not less than [`room`] for a block of up to this length, which is at least 4096.
+pub(super) const fn most_words(len: u64) -> usize {
+    // n^(2/3) ≤ n / 16 for n ≥ 4096.
+    2 * (len as usize / 8 + MAX_LANES)
+}
+
+/// Words that the sample of a block takes, candidates included.
+pub(super) fn room(len: u64) -> usize {
+    2 * (lines(len) * LINE + MAX_LANES)
+}
+
+/// Where the `i`-th of `lines` sampled lines of a range starts: a random one of its stratum, so that no period
+/// of the data can hide from the sample.
+pub(super) fn line(range: Range, lines: usize, i: usize, key: SpanKey) -> u64 {
+    let (lines, i) = (lines as u64, i as u64);
+    let total = range.len / LINE as u64;
+    let first = i * total / lines;
+    let stratum = (i + 1) * total / lines - first;
+    let draw = u64::from(mix32(i as u32 ^ key.first));
+    range.start + (first + draw % stratum) * LINE as u64
+}
+
+/// Computes the keys of the lines `first..last` of the `lines` of a range.
+///
+/// # Safety
+///
+/// As for [`super::kernels::keys`]; the range has at least one line, and `keys` has room for the lines'.
+pub(super) unsafe fn gather(
+    kernels: &Kernels,
+    job: &Job,
+    range: Range,
+    lines: usize,
+    (first, last): (usize, usize),
+    keys: *mut u32,
+) {
+    let key = job.random.filter.span(0);
+    let mut starts = [0u64; BATCH];
+    let mut to = keys;
+    for batch in (first..last).step_by(BATCH) {
+        let starts = &mut starts[..BATCH.min(last - batch)];
+        for (i, start) in starts.iter_mut().enumerate() {
+            *start = line(range, lines, batch + i, key);
+            let at = *start as usize;
+            prefetch(job.grad.wrapping_add(at * job.grad_dtype.size()));
+            prefetch(job.exp_avg.wrapping_add(at * job.state_dtype.size()));
+        }
+        for &start in &*starts {
+            // SAFETY: the line lies within the range, and there is room for its keys (the caller's promise).
+            unsafe {
+                (kernels.keys)(job, start, LINE, to);
+                to = to.add(LINE);
+            }
+        }
+    }
+}
+
+/// Asks for the cache line of an address, which need not be valid.
+#[inline(always)]
+fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which never faults; every x86-64 processor has it.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// Brackets the threshold of a range; `room` is work space.
+///
+/// # Safety
+///
+/// As for [`gather`]; `keys` is at least as long as [`room`] says.
+pub(super) unsafe fn bracket(
+    kernels: &Kernels,
+    job: &Job,
+    range: Range,
+    keys: &mut [u32],
+) -> Bracket {
+    let lines = lines(range.len);
+    assert!(keys.len() >= room(range.len));
+    let (sample, candidates) = keys.split_at_mut(lines * LINE);
+    // SAFETY: the caller's promise; `sample` has room for the lines.
+    unsafe { gather(kernels, job, range, lines, (0, lines), sample.as_mut_ptr()) };
+    bracket_of(kernels, sample, candidates, job.rank, range.len, 0)
+}
+
+/// Brackets the `rank`-th largest of `len` keys, given a sample of them by lines. `candidates` is work space, longer
+/// than the sample by [`MAX_LANES`]. `hint` is about the threshold, or 0.
+pub(super) fn bracket_of(
+    kernels: &Kernels,
+    sample: &[u32],
+    candidates: &mut [u32],
+    rank: u64,
+    len: u64,
+    hint: u32,
+) -> Bracket {
+    let n = sample.len() as f64;
+    let share = rank as f64 / len as f64;
+    let expected = n * share;
+    // Half the hint: a key is the bits of a float.
+    let cut = hint.saturating_sub(1 << 23);
+    let needed = 1.5 * expected + 10.0 * LINE as f64;
+    let mut above = above(kernels, sample, cut, candidates);
+    let mut found = above.len();
+    if (found as f64) < needed.min(n) {
+        candidates[..sample.len()].copy_from_slice(sample);
+        found = sample.len();
+        above = &mut candidates[..found];
+    }
+    let middle = (expected.round() as usize).clamp(1, found);
+    let (lower, &mut estimate, upper) = above.select_nth_unstable(found - middle);
+    let margin = SIGMAS * deviation(sample, estimate, share) + 2.0;
+    let lowest_rank = (expected + margin).ceil();
+    let highest_rank = (expected - margin).floor();
+    let low = if lowest_rank as usize <= middle {
+        estimate
+    } else if lowest_rank as usize <= found {
+        let place = found - lowest_rank as usize;
+        *lower.select_nth_unstable(place).1
+    } else {
+        0
+    };
+    let high = if highest_rank < 1.0 {
+        INFINITE
+    } else if highest_rank as usize >= middle {
+        estimate
+    } else {
+        let place = upper.len() - highest_rank as usize;
+        *upper.select_nth_unstable(place).1
+    };
+    (low, high)
+}
+
+/// The keys from `cut` on.
+fn above<'a>(
+    kernels: &Kernels,
+    sample: &[u32],
+    cut: u32,
+    candidates: &'a mut [u32],
+) -> &'a mut [u32] {
+    assert!(candidates.len() >= sample.len() + MAX_LANES);
+    // SAFETY: there is room for all keys and a group more (asserted above).
+    let found = unsafe {
+        (kernels.sift)(
+            sample.as_ptr(),
+            sample.len(),
+            (cut, INFINITE),
+            candidates.as_mut_ptr(),
+        )
+    };
+    &mut candidates[..found.inside]
+}
+
+/// The standard deviation of the number of sampled keys from `estimate` on, of which there are about `share`.
+///
+/// From the differences of neighbouring lines, which come from neighbouring strata (W. G. Cochran, Sampling
+/// Techniques, 3rd edition, 5A.12: collapsed strata); but not less than if all keys were independent.
+fn deviation(sample: &[u32], estimate: u32, share: f64) -> f64 {
+    let lines = sample.len() / LINE;
+    let pairs = lines / 2;
+    let stride = pairs.div_ceil(MOST_COUNTED_LINES / 2).max(1);
+    let reach = |line: &[u32]| -> i32 { line.iter().map(|&key| i32::from(key >= estimate)).sum() };
+    let (mut sum, mut counted) = (0u64, 0u64);
+    for pair in sample.chunks_exact(2 * LINE).step_by(stride) {
+        let (one, other) = pair.split_at(LINE);
+        sum += u64::from((reach(one) - reach(other)).unsigned_abs().pow(2));
+        counted += 1;
+    }
+    let independent = sample.len() as f64 * share * (1.0 - share);
+    let by_lines = sum as f64 * lines as f64 / (2 * counted.max(1)) as f64;
+    independent.max(by_lines).sqrt()
+}
