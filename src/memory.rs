@@ -115,8 +115,7 @@ impl Placement {
 #[derive(Debug)]
 pub(crate) struct StateMemory {
     base: NonNull<u8>,
-    allocation: NonNull<u8>,
-    layout: Layout,
+    memory: Zeroed,
     placement: Placement,
 }
 
@@ -130,22 +129,15 @@ impl StateMemory {
         if bytes == 0 {
             return Ok(None);
         }
-        // A small alignment lets the system hand out fresh zero pages, untouched; a large one would make the
-        // allocator write all of them here, in one thread.
-        let layout = Layout::from_size_align(bytes, 16)
-            .map_err(|_| Error::out_of_memory("the moments", bytes))?;
-        // SAFETY: the layout is not empty (checked above).
-        let allocation = NonNull::new(unsafe { alloc_zeroed(layout) })
-            .ok_or_else(|| Error::out_of_memory("the moments", bytes))?;
-        let shift = allocation.as_ptr().align_offset(placement.alignment());
+        let memory = Zeroed::new(bytes, "the moments")?;
+        let shift = memory.start.as_ptr().align_offset(placement.alignment());
         assert!(shift < placement.alignment());
         // SAFETY: `allocated` has room for `alignment` bytes more than the placement, and the shift is
         // less than that (asserted above).
-        let base = unsafe { allocation.add(shift) };
+        let base = unsafe { memory.start.add(shift) };
         Ok(Some(Self {
             base,
-            allocation,
-            layout,
+            memory,
             placement,
         }))
     }
@@ -162,45 +154,122 @@ impl StateMemory {
     }
 }
 
-impl Drop for StateMemory {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this layout, and not given away.
-        unsafe { dealloc(self.allocation.as_ptr(), self.layout) };
+/// Memory that is zero, untouched until it is used, and on huge pages where that pays and the system has them.
+#[derive(Debug)]
+struct Zeroed {
+    start: NonNull<u8>,
+    bytes: usize,
+    /// As the global allocator knows it, or `None` if it was mapped.
+    layout: Option<Layout>,
+}
+
+/// From this size on memory is mapped by itself.
+#[cfg(target_os = "linux")]
+const MAPPED: usize = 4 << 20;
+
+impl Zeroed {
+    /// `bytes` is not 0.
+    fn new(bytes: usize, what: &str) -> Result<Self> {
+        #[cfg(target_os = "linux")]
+        if bytes >= MAPPED {
+            let start = map(bytes).ok_or_else(|| Error::out_of_memory(what, bytes))?;
+            return Ok(Self {
+                start,
+                bytes,
+                layout: None,
+            });
+        }
+        // A small alignment lets the system hand out fresh zero pages, untouched; a large one would make the
+        // allocator write all of them here, in one thread.
+        let layout =
+            Layout::from_size_align(bytes, 16).map_err(|_| Error::out_of_memory(what, bytes))?;
+        assert!(bytes > 0);
+        // SAFETY: the layout is not empty (asserted above).
+        let start = NonNull::new(unsafe { alloc_zeroed(layout) })
+            .ok_or_else(|| Error::out_of_memory(what, bytes))?;
+        Ok(Self {
+            start,
+            bytes,
+            layout: Some(layout),
+        })
     }
 }
 
-/// Words of work space, zeroed when they are first used.
-#[derive(Debug, Default)]
-pub(crate) struct ZeroedWords {
-    words: Vec<u32>,
+/// Maps private memory, and asks for huge pages: the buffers of a step are walked in lock-step, and with small
+/// pages the processor spends a good part of it on looking up where they are.
+#[cfg(target_os = "linux")]
+fn map(bytes: usize) -> Option<NonNull<u8>> {
+    // SAFETY: a new mapping at an address of the system's choice touches nothing that exists.
+    let start = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            bytes,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    if start == libc::MAP_FAILED {
+        return None;
+    }
+    // SAFETY: the whole mapping, which is ours. Where there are no huge pages this fails, and does no harm.
+    unsafe { libc::madvise(start, bytes, libc::MADV_HUGEPAGE) };
+    NonNull::new(start.cast())
 }
 
-impl ZeroedWords {
+impl Drop for Zeroed {
+    fn drop(&mut self) {
+        match self.layout {
+            // SAFETY: allocated in `new` with this layout, and not given away.
+            Some(layout) => unsafe { dealloc(self.start.as_ptr(), layout) },
+            #[cfg(target_os = "linux")]
+            // SAFETY: mapped in `new` with this size, and not given away.
+            None => unsafe {
+                libc::munmap(self.start.as_ptr().cast(), self.bytes);
+            },
+            #[cfg(not(target_os = "linux"))]
+            None => {}
+        }
+    }
+}
+
+/// Words of work space.
+#[derive(Debug, Default)]
+pub(crate) struct Words {
+    memory: Option<Zeroed>,
+}
+
+// SAFETY: it owns its memory like a `Vec<u32>`.
+unsafe impl Send for Words {}
+
+impl Words {
     /// Makes room for `len` words, and forgets what they hold.
     pub(crate) fn grow(&mut self, len: usize, what: &str) -> Result<()> {
-        if len <= self.words.len() {
+        if len <= self.bytes() / size_of::<u32>() {
             return Ok(());
         }
-        let bytes = len.saturating_mul(size_of::<u32>());
-        let layout = Layout::array::<u32>(len).map_err(|_| Error::out_of_memory(what, bytes))?;
         // The old words are of no use, and need not stay while there are new ones.
-        self.words = Vec::new();
-        // SAFETY: the layout is not empty: `len` is above that of a vector.
-        let start = unsafe { alloc_zeroed(layout) }.cast::<u32>();
-        if start.is_null() {
-            return Err(Error::out_of_memory(what, bytes));
-        }
-        // SAFETY: freshly allocated by the global allocator with the layout of `len` words, which are zero.
-        self.words = unsafe { Vec::from_raw_parts(start, len, len) };
+        self.memory = None;
+        let bytes = len.saturating_mul(size_of::<u32>());
+        self.memory = Some(Zeroed::new(bytes, what)?);
         Ok(())
     }
 
     pub(crate) fn as_mut_slice(&mut self) -> &mut [u32] {
-        &mut self.words
+        match &mut self.memory {
+            // SAFETY: that many bytes were allocated, aligned for words, and all bit patterns are words. The
+            // lifetime is that of the borrow.
+            Some(memory) => unsafe {
+                let words = memory.start.as_ptr().cast();
+                std::slice::from_raw_parts_mut(words, memory.bytes / size_of::<u32>())
+            },
+            None => &mut [],
+        }
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.words.capacity() * size_of::<u32>()
+        self.memory.as_ref().map_or(0, |memory| memory.bytes)
     }
 }
 

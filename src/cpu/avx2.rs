@@ -77,6 +77,7 @@ fn narrow(x: U) -> __m128i {
 
 impl Vector for Lanes {
     const LANES: usize = 8;
+    const BRANCHES: bool = false;
     type F = F;
     type U = U;
     type Mask = Mask;
@@ -209,12 +210,9 @@ impl Vector for Lanes {
     }
 
     #[inline(always)]
-    fn differ(x: U, y: U) -> Mask {
+    fn equal(x: U, y: U) -> Mask {
         // SAFETY: see above.
-        Mask(unsafe {
-            let equal = _mm256_cmpeq_epi32(x.0, y.0);
-            _mm256_xor_si256(equal, _mm256_set1_epi32(-1))
-        })
+        Mask(unsafe { _mm256_cmpeq_epi32(x.0, y.0) })
     }
 
     #[inline(always)]
@@ -234,8 +232,18 @@ impl Vector for Lanes {
     }
 
     #[inline(always)]
-    fn count(mask: Mask) -> usize {
-        lanes_set(mask).count_ones() as usize
+    fn mask_bits(mask: Mask) -> u32 {
+        lanes_set(mask)
+    }
+
+    #[inline(always)]
+    fn mask_of(bits: u32) -> Mask {
+        // SAFETY: see above.
+        Mask(unsafe {
+            let lane_bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+            let set = _mm256_and_si256(_mm256_set1_epi32(bits as i32), lane_bits);
+            _mm256_cmpeq_epi32(set, lane_bits)
+        })
     }
 
     #[inline(always)]

@@ -42,6 +42,7 @@ operators! {
 
 impl Vector for Lanes {
     const LANES: usize = 16;
+    const BRANCHES: bool = false;
     type F = F;
     type U = U;
     type Mask = Mask;
@@ -95,6 +96,13 @@ impl Vector for Lanes {
     unsafe fn store_u32(to: *mut u32, x: U) {
         // SAFETY: sixteen elements are writable (the caller's promise).
         unsafe { _mm512_storeu_si512(to.cast(), x.0) };
+    }
+
+    #[inline(always)]
+    unsafe fn store_u32_where(to: *mut u32, set: Mask, x: U, _: U) {
+        // A line of which nothing is written stays clean, and need not go back to memory.
+        // SAFETY: sixteen elements are writable (the caller's promise).
+        unsafe { _mm512_mask_storeu_epi32(to.cast(), set.0, x.0) };
     }
 
     #[inline(always)]
@@ -171,9 +179,9 @@ impl Vector for Lanes {
     }
 
     #[inline(always)]
-    fn differ(x: U, y: U) -> Mask {
+    fn equal(x: U, y: U) -> Mask {
         // SAFETY: see above.
-        Mask(unsafe { _mm512_cmpneq_epu32_mask(x.0, y.0) })
+        Mask(unsafe { _mm512_cmpeq_epu32_mask(x.0, y.0) })
     }
 
     #[inline(always)]
@@ -194,8 +202,13 @@ impl Vector for Lanes {
     }
 
     #[inline(always)]
-    fn count(mask: Mask) -> usize {
-        mask.0.count_ones() as usize
+    fn mask_bits(mask: Mask) -> u32 {
+        u32::from(mask.0)
+    }
+
+    #[inline(always)]
+    fn mask_of(bits: u32) -> Mask {
+        Mask(bits as u16)
     }
 
     #[inline(always)]

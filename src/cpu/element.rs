@@ -74,8 +74,8 @@ pub(super) trait Param<V: Vector> {
 #[derive(Clone, Copy)]
 pub(super) enum Round<V: Vector> {
     Nearest,
-    /// With the random bits of these entries.
-    Stochastic(SpanKey, V::U),
+    /// With these random bits.
+    Stochastic(V::U),
 }
 
 /// f32.
@@ -157,7 +157,7 @@ impl<V: Vector> Param<V> for Single {
     #[inline(always)]
     unsafe fn store(param: *mut u8, _: *mut f32, new: V::U, old: V::U, written: V::Mask) {
         // SAFETY: the caller's promise.
-        unsafe { V::store_u32(param.cast(), V::select(written, new, old)) };
+        unsafe { V::store_u32_where(param.cast(), written, new, old) };
     }
 }
 
@@ -181,9 +181,7 @@ impl<V: Vector, T: Format<V>> Param<V> for Half<T> {
     fn encode(x: V::F, rounding: Round<V>) -> V::U {
         match rounding {
             Round::Nearest => T::nearest(x),
-            Round::Stochastic(key, entries) => {
-                T::stochastic(x, super::vector::random::<V>(key, entries))
-            }
+            Round::Stochastic(random) => T::stochastic(x, random),
         }
     }
 

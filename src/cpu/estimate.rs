@@ -7,14 +7,15 @@
 //! The estimate may fail: the threshold lies outside of the bracket, or the bracket holds more than there is room
 //! for. Then the threshold is searched for in the stored moments, and a second pass moves what should have moved, and
 //! moves back what should not have. The old value of a parameter can be computed from the new one and the moments,
-//! nearly always; where it cannot, which the first pass sees, it is noted, too. Where there is no room for that,
-//! nothing of a tile moves until the threshold is known.
+//! nearly always; where it cannot, which the first pass sees, the parameter does not move yet and is noted, too.
+//! Where there is no room for notes, nothing of a tile moves until the threshold is known.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use super::executor::{Executor, Incomplete};
 use super::kernels::{Bounds, Notes};
 use super::plan::is_estimated;
+use super::prefetch;
 use super::sample;
 use super::search;
 use super::select::Range;
@@ -23,7 +24,7 @@ use super::vector::MAX_LANES;
 use crate::backend::Job;
 use crate::config::Dtype;
 use crate::error::Result;
-use crate::memory::{ZeroedWords, try_reserve, try_reserve_one};
+use crate::memory::{self, try_reserve, try_reserve_one};
 use crate::rule::convert::{self, INFINITE};
 use crate::rule::scalars::Scalars;
 use crate::rule::select::kth_largest;
@@ -34,17 +35,16 @@ pub(super) const TILE: u64 = 1 << 12;
 const GATHERED: usize = 128;
 /// Blocks are stepped in waves of about this many words of notes (8 MiB), so that the work space stays bounded.
 const WAVE_WORDS: usize = 1 << 21;
-/// How many more entries may be open than are in the middle of a good estimate.
+/// How many more entries may be open than a good estimate leaves open.
 const OPEN_RESERVE: f64 = 3.0;
-/// Of this many entries, one old value may be lost.
-const LOST_SHARE: u64 = 24;
+/// Besides, one of this many may be noted because its old value would be lost.
+const LOST_SHARE: u64 = 40;
 /// Tiles after which a thread tells the others how many of their entries moved.
 const TALLIED_TILES: usize = 32;
 /// No key reaches it.
 const NEVER: u32 = INFINITE + 1;
-/// Words of a note: entry, key and value; entry and old value.
-const OPEN_WORDS: usize = 3;
-const LOST_WORDS: usize = 2;
+/// Words of a note: entry, key and value.
+const NOTE_WORDS: usize = 3;
 
 /// The estimates of a step, and their work space.
 #[derive(Debug, Default)]
@@ -52,7 +52,7 @@ pub(super) struct Estimates {
     blocks: Vec<Block>,
     waves: Vec<Wave>,
     tiles: Vec<Tile>,
-    words: ZeroedWords,
+    words: memory::Words,
 }
 
 /// A block whose threshold is estimated.
@@ -72,22 +72,19 @@ struct Block {
     tiles_left: AtomicUsize,
     possible: AtomicU32,
     certain: AtomicU32,
-    /// Entries that certainly move, and open ones.
-    above: AtomicU64,
-    open: AtomicU64,
-    /// There was no room for all notes.
-    spilled: AtomicBool,
+    /// Entries that moved, and notes.
+    moved: AtomicU64,
+    notes: AtomicU64,
+    /// The estimate was wrong, or there was no room for all notes.
     failed: AtomicBool,
 }
 
 /// What the pass left behind for a tile.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tile {
-    first_open: usize,
-    first_lost: usize,
-    num_open: u32,
-    num_lost: u32,
-    /// Nothing has moved yet.
+    first_note: usize,
+    num_notes: u32,
+    /// Nothing has moved, and nothing was noted.
     held: bool,
 }
 
@@ -100,13 +97,14 @@ struct Wave {
     gathers: usize,
     tiles: usize,
     sample_words: usize,
-    open_capacity: usize,
-    lost_capacity: usize,
+    note_capacity: usize,
+    /// For one search at a time.
+    search_words: usize,
 }
 
 impl Wave {
     fn words(&self) -> usize {
-        self.sample_words + OPEN_WORDS * self.open_capacity + LOST_WORDS * self.lost_capacity
+        self.sample_words + NOTE_WORDS * self.note_capacity + self.search_words
     }
 
     fn add(&mut self, len: u64) {
@@ -115,16 +113,15 @@ impl Wave {
         self.gathers += sample::lines(len).div_ceil(GATHERED);
         self.tiles += len.div_ceil(TILE) as usize;
         self.sample_words += sample::room(len);
-        self.open_capacity += open_capacity(len);
-        self.lost_capacity += (len / LOST_SHARE) as usize;
+        self.note_capacity += note_capacity(len);
+        self.search_words = self.search_words.max(search_words(len));
     }
 
     /// Without a block, but with the chunks that threads have not filled.
     fn empty(first_block: usize, threads: usize) -> Self {
         Self {
             first_block,
-            open_capacity: threads * chunk(threads),
-            lost_capacity: threads * chunk(threads),
+            note_capacity: threads * chunk(threads),
             ..Self::default()
         }
     }
@@ -135,12 +132,12 @@ fn chunk(threads: usize) -> usize {
     (256 / threads).clamp(2, 4) * TILE as usize + MAX_LANES
 }
 
-/// How many open entries of a block there is room for.
-fn open_capacity(len: u64) -> usize {
+/// How many notes about a block there is room for.
+fn note_capacity(len: u64) -> usize {
     let sampled = (sample::lines(len) * sample::LINE) as f64;
     // Of α = 0.5, where it is largest.
     let expected = len as f64 * 2.0 * sample::SIGMAS * 0.5 / sampled.sqrt();
-    ((OPEN_RESERVE * expected) as u64).min(len) as usize
+    ((OPEN_RESERVE * expected) as u64 + len / LOST_SHARE).min(len) as usize
 }
 
 /// Words that finding one threshold the long way takes.
@@ -181,9 +178,7 @@ impl Estimates {
                 }
                 self.blocks.push(Block::new(i, Range { start, len }, &wave));
                 wave = next;
-                words = words
-                    .max(wave.words())
-                    .max(LOST_WORDS * wave.lost_capacity + search_words(len));
+                words = words.max(wave.words());
                 tiles = tiles.max(wave.tiles);
             }
         }
@@ -249,9 +244,7 @@ pub(super) fn bytes_bound(numel: u64, num_blocks: u64, threads: usize) -> u64 {
     let mut words = 0;
     while wave.num_blocks < num_blocks as usize && words <= WAVE_WORDS {
         wave.add(len);
-        words = wave
-            .words()
-            .max(LOST_WORDS * wave.lost_capacity + search_words(len));
+        words = wave.words();
     }
     // The list of waves grows by doubling, from a few.
     let waves = 4 + 2 * num_blocks.div_ceil(wave.num_blocks.saturating_sub(1).max(1) as u64);
@@ -284,9 +277,8 @@ impl Block {
             tiles_left: AtomicUsize::new(range.len.div_ceil(TILE) as usize),
             possible: AtomicU32::new(0),
             certain: AtomicU32::new(0),
-            above: AtomicU64::new(0),
-            open: AtomicU64::new(0),
-            spilled: AtomicBool::new(false),
+            moved: AtomicU64::new(0),
+            notes: AtomicU64::new(0),
             failed: AtomicBool::new(false),
         }
     }
@@ -365,12 +357,11 @@ struct WaveRun<'a> {
     tiles: Tiles,
     chunk: usize,
     sample: Words,
-    open: [Words; OPEN_WORDS],
-    lost: [Words; LOST_WORDS],
-    /// Sample and open notes, for what comes after them.
+    /// Entries, keys and values.
+    notes: [Words; NOTE_WORDS],
+    /// For searches.
     free: Words,
-    next_open: AtomicUsize,
-    next_lost: AtomicUsize,
+    next_note: AtomicUsize,
 }
 
 /// Room for notes that one thread has taken.
@@ -399,13 +390,12 @@ impl Chunk {
 /// What a thread knows during the pass.
 #[derive(Debug, Default)]
 struct Strand {
-    open: Chunk,
-    lost: Chunk,
+    chunk: Chunk,
     /// Whose tiles it is at, and what it has not told the block yet.
     block: usize,
     tiles: usize,
-    above: u64,
-    num_open: u64,
+    moved: u64,
+    notes: u64,
 }
 
 impl<'a> WaveRun<'a> {
@@ -418,13 +408,10 @@ impl<'a> WaveRun<'a> {
         words: &'a mut [u32],
         threads: usize,
     ) -> Self {
-        let (lost, free) = words.split_at_mut(LOST_WORDS * wave.lost_capacity);
-        let mut lost = lost.chunks_exact_mut(wave.lost_capacity).map(Words::of);
-        let lost = std::array::from_fn(|_| lost.next().expect("there are as many as divided by"));
-        let all = Words::of(free);
-        let (sample, open) = free.split_at_mut(wave.sample_words);
-        let mut open = open.chunks_exact_mut(wave.open_capacity).map(Words::of);
-        let open = std::array::from_fn(|_| open.next().expect("`prepare` made room"));
+        let (notes, rest) = words.split_at_mut(NOTE_WORDS * wave.note_capacity);
+        let (sample, free) = rest.split_at_mut(wave.sample_words);
+        let mut notes = notes.chunks_exact_mut(wave.note_capacity).map(Words::of);
+        let notes = std::array::from_fn(|_| notes.next().expect("as many as it was divided by"));
         Self {
             kernels,
             jobs,
@@ -433,11 +420,9 @@ impl<'a> WaveRun<'a> {
             tiles: Tiles(tiles.as_mut_ptr()),
             chunk: chunk(threads),
             sample: Words::of(sample),
-            open,
-            lost,
-            free: all,
-            next_open: AtomicUsize::new(0),
-            next_lost: AtomicUsize::new(0),
+            notes,
+            free: Words::of(free),
+            next_note: AtomicUsize::new(0),
         }
     }
 
@@ -473,7 +458,7 @@ impl<'a> WaveRun<'a> {
                     stepped.failed += 1;
                     stepped.selected += self.rescue(executor, block)?;
                 } else {
-                    stepped.selected += block.above.load(Ordering::Relaxed);
+                    stepped.selected += block.moved.load(Ordering::Relaxed);
                 }
             }
         }
@@ -546,49 +531,40 @@ impl<'a> WaveRun<'a> {
         let block = &self.blocks[index];
         let job = &self.jobs[block.job];
         let mut bounds = block.bounds();
-        // Too many have moved already: the estimate has failed, and to go on would only make it worse.
-        let failed = block.above.load(Ordering::Relaxed) >= job.rank;
-        let held = failed
-            || !strand
-                .lost
-                .reserve(self.chunk, &self.next_lost, self.wave.lost_capacity);
-        if !strand
-            .open
-            .reserve(self.chunk, &self.next_open, self.wave.open_capacity)
-        {
-            block.spilled.store(true, Ordering::Relaxed);
-            bounds.possible = bounds.certain;
+        let has_room = strand
+            .chunk
+            .reserve(self.chunk, &self.next_note, self.wave.note_capacity);
+        // If too many have moved already, the estimate has failed, and to go on would only make it worse.
+        let held = !has_room || block.moved.load(Ordering::Relaxed) >= job.rank;
+        if held {
+            bounds = Bounds::at(NEVER);
         }
-        let at = |words: &Words, next: usize| words.start.wrapping_add(next);
+        let [entries, keys, values] = self
+            .notes
+            .each_ref()
+            .map(|words| words.start.wrapping_add(strand.chunk.next));
         let mut notes = Notes {
-            open: self
-                .open
-                .each_ref()
-                .map(|words| at(words, strand.open.next)),
-            num_open: 0,
-            lost: self
-                .lost
-                .each_ref()
-                .map(|words| at(words, strand.lost.next)),
-            num_lost: 0,
-            holds: held,
+            entries,
+            keys,
+            values,
+            count: 0,
         };
         let Range { start, len } = block.tile(tile);
         // SAFETY: the caller's promise; there is room for the notes of a whole tile, or none will be made.
         unsafe {
-            strand.above += (self.kernels.step)(job, start, len, bounds, Some(&mut notes));
+            strand.moved += (self.kernels.step)(job, start, len, bounds, Some(&mut notes));
             self.tiles.0.add(tile).write(Tile {
-                first_open: strand.open.next,
-                first_lost: strand.lost.next,
-                num_open: notes.num_open as u32,
-                num_lost: notes.num_lost as u32,
+                first_note: strand.chunk.next,
+                num_notes: notes.count as u32,
                 held,
             });
         }
-        strand.open.next += notes.num_open;
-        strand.lost.next += notes.num_lost;
-        strand.num_open += notes.num_open as u64;
+        strand.chunk.next += notes.count;
+        strand.notes += notes.count as u64;
         strand.tiles += 1;
+        if held && !block.failed.load(Ordering::Relaxed) {
+            block.failed.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Which block a tile belongs to; probably this one.
@@ -608,11 +584,11 @@ impl<'a> WaveRun<'a> {
             return;
         }
         let block = &self.blocks[strand.block];
-        block.above.fetch_add(strand.above, Ordering::Relaxed);
-        block.open.fetch_add(strand.num_open, Ordering::Relaxed);
+        block.moved.fetch_add(strand.moved, Ordering::Relaxed);
+        block.notes.fetch_add(strand.notes, Ordering::Relaxed);
         let left = block.tiles_left.fetch_sub(strand.tiles, Ordering::AcqRel);
         let done = left == strand.tiles;
-        (strand.tiles, strand.above, strand.num_open) = (0, 0, 0);
+        (strand.tiles, strand.moved, strand.notes) = (0, 0, 0);
         if done {
             // SAFETY: all tiles of the block are done.
             match unsafe { self.found_threshold(block) } {
@@ -623,49 +599,60 @@ impl<'a> WaveRun<'a> {
         }
     }
 
-    /// The threshold of a block, if it is among the open entries.
+    /// The threshold of a block, if it is among the notes.
     ///
     /// # Safety
     ///
     /// The pass is over for this block.
     unsafe fn found_threshold(&self, block: &Block) -> Option<u32> {
         let rank = self.jobs[block.job].rank;
-        let above = block.above.load(Ordering::Relaxed);
-        let open = block.open.load(Ordering::Relaxed);
-        if block.spilled.load(Ordering::Relaxed) || above >= rank {
+        let moved = block.moved.load(Ordering::Relaxed);
+        let notes = block.notes.load(Ordering::Relaxed);
+        let bounds = block.bounds();
+        if block.failed.load(Ordering::Relaxed) || moved >= rank {
             return None;
         }
-        if rank - above > open {
+        if rank - moved > notes {
             // All keys above zero are known, and they are too few.
-            return (block.bounds().possible == 1).then_some(0);
+            return (bounds.possible == 1).then_some(0);
         }
+        // SAFETY: the caller's promise; the block's sample is of no use any more.
+        let room = unsafe {
+            let len = sample::room(block.range.len);
+            self.sample.slice(block.first_key, len)
+        };
         // SAFETY: the caller's promise.
-        let runs = || unsafe { self.runs_of_open_keys(block) };
-        Some(kth_of_runs(self.kernels, runs, open, rank - above))
+        let runs = || unsafe { self.runs_of_noted_keys(block) };
+        let found = kth_of_runs(self.kernels, runs, notes, rank - moved, room);
+        // From there on some have moved whose keys are not noted.
+        (found < bounds.certain).then_some(found)
     }
 
-    /// The open keys of a block, in as few slices as possible.
+    /// The noted keys of a block, in as few slices as possible.
     ///
     /// # Safety
     ///
     /// As for [`WaveRun::found_threshold`].
-    unsafe fn runs_of_open_keys<'b>(&'b self, block: &'b Block) -> impl Iterator<Item = &'b [u32]> {
+    unsafe fn runs_of_noted_keys<'b>(
+        &'b self,
+        block: &'b Block,
+    ) -> impl Iterator<Item = &'b [u32]> {
         let mut tiles = (block.first_tile..block.first_tile + block.num_tiles())
             // SAFETY: the caller's promise: the tiles are written.
             .map(|tile| unsafe { self.tiles.0.add(tile).read() })
             .peekable();
         std::iter::from_fn(move || {
             let first = tiles.next()?;
-            let mut end = first.first_open + first.num_open as usize;
-            while let Some(next) = tiles.next_if(|next| next.first_open == end) {
-                end += next.num_open as usize;
+            let mut end = first.first_note + first.num_notes as usize;
+            while let Some(next) = tiles.next_if(|next| next.first_note == end) {
+                end += next.num_notes as usize;
             }
             // SAFETY: the notes were written (the caller's promise).
-            Some(unsafe { &*self.open[1].slice(first.first_open, end - first.first_open) })
+            Some(unsafe { &*self.notes[1].slice(first.first_note, end - first.first_note) })
         })
     }
 
-    /// Moves the open entries of a tile that reach the threshold; how many.
+    /// Moves the noted entries of a tile that reach the threshold; how many.
     ///
     /// # Safety
     ///
@@ -676,21 +663,43 @@ impl<'a> WaveRun<'a> {
             return 0;
         }
         let job = &self.jobs[block.job];
-        let Range { start, len } = block.tile(tile);
+        let start = block.tile(tile).start;
         // SAFETY: the caller's promise; the pass has written the tile and its notes.
         unsafe {
-            let notes = self.tiles.0.add(tile).read();
+            let notes = self.notes_of(tile);
             let threshold = block.threshold(self.jobs).read().max(1);
-            let [entries, keys, values] = self
-                .open
-                .each_ref()
-                .map(|words| &*words.slice(notes.first_open, notes.num_open as usize));
-            if notes.held {
-                (self.kernels.settle)(job, start, len, NEVER, threshold);
-            } else {
-                write_params(job, start, entries, values, |i| keys[i] >= threshold);
+            let moves = |i: usize| notes.keys[i] >= threshold;
+            for &noted in notes.entries {
+                prefetch(param_at(job, entry(start, noted)));
             }
-            keys.iter().map(|&key| u64::from(key >= threshold)).sum()
+            let mut moved = 0;
+            for i in (0..notes.keys.len()).filter(|&i| moves(i)) {
+                write_param(job, entry(start, notes.entries[i]), notes.values[i]);
+                moved += 1;
+            }
+            moved
+        }
+    }
+
+    /// The notes about a tile.
+    ///
+    /// # Safety
+    ///
+    /// The pass has written them, and nobody else looks at them meanwhile.
+    unsafe fn notes_of(&self, tile: usize) -> TileNotes<'_> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let tile = self.tiles.0.add(tile).read();
+            let [entries, keys, values] = self
+                .notes
+                .each_ref()
+                .map(|words| words.slice(tile.first_note, tile.num_notes as usize));
+            TileNotes {
+                entries,
+                keys,
+                values,
+                held: tile.held,
+            }
         }
     }
 
@@ -698,20 +707,19 @@ impl<'a> WaveRun<'a> {
     ///
     /// # Safety
     ///
-    /// As for [`Estimates::step`]; the pass is over, and all other blocks of the wave are settled.
+    /// As for [`Estimates::step`]; the pass is over.
     unsafe fn rescue(&self, executor: &mut Executor, block: &Block) -> Result<u64> {
         let job = &self.jobs[block.job];
         let stored = job_after_step(job);
         let selected = AtomicU64::new(0);
-        // SAFETY: the caller's promise; the sample and the open notes are of no use any more.
+        // SAFETY: the caller's promise; the space is for searches, one at a time.
         unsafe {
             let space = self.free.slice(0, search_words(block.range.len));
             let threshold = search::threshold(self.kernels, executor, &stored, block.range, space)?;
             block.threshold(self.jobs).write(threshold);
             let tiles = block.num_tiles();
             executor.for_each(tiles, block.range.len, Incomplete::Finish, |i| {
-                let tile = block.first_tile + i;
-                let moved = self.correct(block, &stored, tile, threshold.max(1));
+                let moved = self.correct(block, block.first_tile + i, threshold.max(1));
                 selected.fetch_add(moved, Ordering::Relaxed);
             })?;
         }
@@ -724,30 +732,36 @@ impl<'a> WaveRun<'a> {
     /// # Safety
     ///
     /// As for [`WaveRun::rescue`], and no other thread does the same.
-    unsafe fn correct(&self, block: &Block, stored: &Job, tile: usize, threshold: u32) -> u64 {
+    unsafe fn correct(&self, block: &Block, tile: usize, threshold: u32) -> u64 {
         let job = &self.jobs[block.job];
         let Range { start, len } = block.tile(tile);
         // SAFETY: the caller's promise; the pass has written the tile and its notes.
         unsafe {
-            let notes = self.tiles.0.add(tile).read();
-            let moved_from = if notes.held {
-                NEVER
-            } else {
-                block.bounds().certain
-            };
+            let notes = self.notes_of(tile);
+            let certain = block.bounds().certain;
+            let moved_from = if notes.held { NEVER } else { certain };
+            // Those that should have moved and were noted instead have their old value still; it must be saved from
+            // being taken for a new one.
+            for i in (0..notes.keys.len()).filter(|&i| notes.keys[i] >= certain) {
+                if notes.keys[i] < threshold {
+                    notes.values[i] = read_param(job, entry(start, notes.entries[i]));
+                }
+            }
             let selected = (self.kernels.settle)(job, start, len, moved_from, threshold);
-            let [entries, values] = self
-                .lost
-                .each_ref()
-                .map(|words| &*words.slice(notes.first_lost, notes.num_lost as usize));
-            write_params(job, start, entries, values, |i| {
-                let mut key = 0;
-                (self.kernels.keys)(stored, entry(start, entries[i]), 1, &raw mut key);
-                key < threshold
-            });
+            for i in (0..notes.keys.len()).filter(|&i| notes.keys[i] >= certain) {
+                write_param(job, entry(start, notes.entries[i]), notes.values[i]);
+            }
             selected
         }
     }
+}
+
+/// The notes about one tile.
+struct TileNotes<'a> {
+    entries: &'a [u32],
+    keys: &'a [u32],
+    values: &'a mut [u32],
+    held: bool,
 }
 
 /// The same job, but a step of it leaves the moments as they are: keys are those of the stored moments.
@@ -769,100 +783,148 @@ fn entry(start: u64, noted: u32) -> u64 {
     start + u64::from(noted.wrapping_sub(start as u32))
 }
 
-/// Writes the noted values of the chosen entries of a tile that starts at `start`.
+/// Where a parameter is, the master copy if there is one.
+fn param_at(job: &Job, entry: u64) -> *mut u8 {
+    if job.master.is_null() {
+        job.param
+            .wrapping_add(entry as usize * job.param_dtype.size())
+    } else {
+        job.master.wrapping_add(entry as usize).cast()
+    }
+}
+
+/// The bits of a parameter, the master copy if there is one.
 ///
 /// # Safety
 ///
-/// The entries lie within the job's tensor, and nobody else uses them.
-unsafe fn write_params(
-    job: &Job,
-    start: u64,
-    entries: &[u32],
-    values: &[u32],
-    chosen: impl Fn(usize) -> bool,
-) {
-    for (i, (&noted, &bits)) in entries.iter().zip(values).enumerate() {
-        if !chosen(i) {
-            continue;
-        }
-        let entry = entry(start, noted) as usize;
-        // SAFETY: the entry lies within the buffers (the caller's promise).
-        unsafe {
-            if !job.master.is_null() {
-                let value = f32::from_bits(bits);
-                job.master.add(entry).write(value);
-                let rounded = match job.param_dtype {
-                    Dtype::F16 => convert::f32_to_f16_nearest(value),
-                    _ => convert::f32_to_bf16_nearest(value),
-                };
-                job.param.cast::<u16>().add(entry).write(rounded);
-            } else if job.param_dtype == Dtype::F32 {
-                job.param.cast::<u32>().add(entry).write(bits);
-            } else {
-                job.param.cast::<u16>().add(entry).write(bits as u16);
-            }
+/// The entry lies within the job's tensor, and nobody else writes to it.
+unsafe fn read_param(job: &Job, entry: u64) -> u32 {
+    let from = param_at(job, entry);
+    // SAFETY: the caller's promise.
+    unsafe {
+        if job.master.is_null() && job.param_dtype != Dtype::F32 {
+            from.cast::<u16>().read().into()
+        } else {
+            from.cast::<u32>().read()
         }
     }
 }
 
-/// Keys that fit on the stack.
-const FEW: usize = 1 << 12;
+/// Writes a parameter, and the master copy if there is one, given its bits.
+///
+/// # Safety
+///
+/// The entry lies within the job's tensor, and nobody else uses it.
+unsafe fn write_param(job: &Job, entry: u64, bits: u32) {
+    let to = param_at(job, entry);
+    // SAFETY: the caller's promise.
+    unsafe {
+        if job.master.is_null() {
+            match job.param_dtype {
+                Dtype::F32 => to.cast::<u32>().write(bits),
+                Dtype::F16 | Dtype::BF16 => to.cast::<u16>().write(bits as u16),
+            }
+        } else {
+            to.cast::<u32>().write(bits);
+            let value = f32::from_bits(bits);
+            let rounded = match job.param_dtype {
+                Dtype::F16 => convert::f32_to_f16_nearest(value),
+                _ => convert::f32_to_bf16_nearest(value),
+            };
+            job.param.cast::<u16>().add(entry as usize).write(rounded);
+        }
+    }
+}
 
-/// The `rank`-th largest of `count` keys that are given in runs.
+/// Keys that are sifted at a time.
+const PART: usize = 1024;
+/// So many keys need not be narrowed down before one of them is selected.
+const FEW: u64 = 4096;
+/// Keys that are sampled to narrow down the others.
+const SAMPLED: usize = 8192;
+
+/// The `rank`-th largest of `count` keys that are given in runs. `room` is work space for more than [`PART`] keys.
 fn kth_of_runs<'a, I: Iterator<Item = &'a [u32]>>(
     kernels: &Kernels,
     runs: impl Fn() -> I,
     mut count: u64,
     rank: u64,
+    room: &mut [u32],
 ) -> u32 {
-    let mut room = [0u32; FEW + MAX_LANES];
     // What is in question: the keys between these bounds, and how many lie above.
     let (mut low, mut high, mut above) = (0u32, INFINITE, 0u64);
     // Each round leaves fewer: by sampling them, or else by halving their range.
     let mut halves = false;
-    while count > FEW as u64 && low < high {
-        let bracket = if halves {
+    let few = FEW.min((room.len() - PART - MAX_LANES) as u64);
+    while low < high {
+        let bracket = if count <= few {
+            (low, high)
+        } else if halves {
             (low, low + (high - low) / 2)
         } else {
-            let sample = stride_sample(runs(), (low, high), count, &mut room);
+            let most = SAMPLED.min(room.len());
+            let sample = stride_sample(runs(), (low, high), count, &mut room[..most]);
             bracket_by(sample, (low, high), (rank - above) as f64 / count as f64)
         };
-        let (mut above_bracket, mut inside) = (0, 0);
-        for part in runs().flat_map(|run| run.chunks(FEW)) {
-            // SAFETY: `room` has room for `FEW` keys and a group more.
-            let found =
-                unsafe { (kernels.sift)(part.as_ptr(), part.len(), bracket, room.as_mut_ptr()) };
-            above_bracket += found.above;
-            inside += found.inside as u64;
-        }
-        let before = count;
-        if rank <= above_bracket {
+        let found = sift_runs(kernels, runs(), bracket, room);
+        let inside = found.above + found.inside;
+        if rank <= found.above {
             low = bracket.1 + 1;
-            count = above_bracket - above;
-        } else if rank <= above_bracket + inside {
+            halves = found.above - above > count / 2;
+            count = found.above - above;
+        } else if rank <= inside {
+            if let Some(keys) = found.keys {
+                return kth_largest(keys, (rank - found.above) as usize);
+            }
+            halves = found.inside > count / 2;
             (low, high) = bracket;
-            above = above_bracket;
-            count = inside;
+            (above, count) = (found.above, found.inside);
         } else {
             high = bracket.0 - 1;
-            count -= above_bracket + inside - above;
-            above = above_bracket + inside;
+            let left = count - (inside - above);
+            halves = left > count / 2;
+            (above, count) = (inside, left);
         }
-        halves = count > before / 2;
     }
-    if low == high {
-        return low;
-    }
-    let mut found = 0;
-    for part in runs().flat_map(|run| run.chunks(FEW)) {
-        // SAFETY: at most `count` keys are inside, which is at most `FEW`, and there is room for a group more.
-        let inside = unsafe {
-            let to = room.as_mut_ptr().add(found);
-            (kernels.sift)(part.as_ptr(), part.len(), (low, high), to).inside
+    low
+}
+
+/// How many keys lie above a bracket and inside it.
+struct Sifted<'a> {
+    above: u64,
+    inside: u64,
+    /// Those inside, if there was room for all of them.
+    keys: Option<&'a mut [u32]>,
+}
+
+fn sift_runs<'a, 'b>(
+    kernels: &Kernels,
+    runs: impl Iterator<Item = &'a [u32]>,
+    bracket: (u32, u32),
+    room: &'b mut [u32],
+) -> Sifted<'b> {
+    assert!(room.len() >= PART + MAX_LANES);
+    let (mut above, mut inside, mut kept) = (0, 0, 0);
+    let mut fits = true;
+    for part in runs.flat_map(|run| run.chunks(PART)) {
+        if kept + part.len() + MAX_LANES > room.len() {
+            (fits, kept) = (false, 0);
+        }
+        // SAFETY: behind the keys that are kept there is room for the part, and for a group more: checked just
+        // now, or asserted above.
+        let found = unsafe {
+            let to = room.as_mut_ptr().add(kept);
+            (kernels.sift)(part.as_ptr(), part.len(), bracket, to)
         };
-        found += inside;
+        above += found.above;
+        inside += found.inside as u64;
+        kept += found.inside;
     }
-    kth_largest(&mut room[..found], (rank - above) as usize)
+    Sifted {
+        above,
+        inside,
+        keys: fits.then(|| &mut room[..kept]),
+    }
 }
 
 /// Some of the `count` keys between two bounds, evenly spread.

@@ -1,6 +1,9 @@
 //! The loops of a step, each written once over a vector and the buffers' element types.
 
+use std::mem::MaybeUninit;
+
 use super::element::{Moment, Param, Round, Single, load_grad};
+use super::prefetch;
 use super::vector::{Format, MAX_LANES, Vector, flush, magnitude, random, uniform};
 use crate::backend::Job;
 use crate::config::{Dtype, Filter, Rounding, WeightDecayScope};
@@ -53,6 +56,24 @@ impl Place {
     }
 }
 
+/// How many bytes ahead memory is asked for. The processor does so by itself, but not across pages, and less well
+/// the more a loop does: without this, the one that takes notes was 5 to 10 % slower.
+const AHEAD: usize = 512;
+
+impl Place {
+    /// Asks for what comes soon in all buffers.
+    #[inline(always)]
+    fn prefetch<V: Vector, P: Param<V>>(self) {
+        prefetch(self.grad.wrapping_add(AHEAD));
+        prefetch(self.exp_avg.wrapping_add(AHEAD));
+        prefetch(self.exp_avg_sq.wrapping_add(AHEAD));
+        prefetch(self.param.wrapping_add(AHEAD));
+        if P::HAS_MASTER {
+            prefetch(self.master.cast::<u8>().wrapping_add(AHEAD));
+        }
+    }
+}
+
 /// Room for one group of lanes of each buffer.
 #[repr(C, align(64))]
 struct Tail {
@@ -64,10 +85,11 @@ struct Tail {
 }
 
 impl Tail {
-    const ZERO: Self = Self {
+    /// Of entries that do not move, whatever the filter: the moment is NaN.
+    const EMPTY: Self = Self {
         param: [0; MAX_LANES],
         grad: [0; MAX_LANES],
-        exp_avg: [0; MAX_LANES],
+        exp_avg: [u32::MAX; MAX_LANES],
         exp_avg_sq: [0; MAX_LANES],
         master: [0.0; MAX_LANES],
     };
@@ -90,6 +112,19 @@ struct Copied {
     grad: bool,
     moments: bool,
     param: bool,
+}
+
+impl Copied {
+    const ALL: Self = Self {
+        grad: true,
+        moments: true,
+        param: true,
+    };
+    /// What a step changes.
+    const RESULT: Self = Self {
+        grad: false,
+        ..Self::ALL
+    };
 }
 
 /// Copies `n` entries of some buffers.
@@ -145,42 +180,15 @@ impl Bounds {
     }
 }
 
-/// What a pass that does not know the threshold writes down.
-///
-/// Entries are noted by the lower half of their index, parameters by the bits in which they are kept.
+/// What a pass that does not know the threshold writes down: entries that may or do have to move, but have not.
 #[derive(Debug)]
 pub(super) struct Notes {
-    /// Entries that may have to move: which, their keys, and what they would become.
-    pub(super) open: [*mut u32; 3],
-    pub(super) num_open: usize,
-    /// Entries that moved, and whose old value cannot be computed from the new one: which, and the old value.
-    pub(super) lost: [*mut u32; 2],
-    pub(super) num_lost: usize,
-    /// Nothing moves yet.
-    pub(super) holds: bool,
-}
-
-impl Notes {
-    /// Takes back the notes about lanes of the last group that lie behind the end of a range.
-    ///
-    /// # Safety
-    ///
-    /// The lists hold as many notes as they say.
-    unsafe fn forget_behind(&mut self, end: u32) {
-        let lists = [
-            (self.open[0], &mut self.num_open),
-            (self.lost[0], &mut self.num_lost),
-        ];
-        for (entries, count) in lists {
-            // SAFETY: the last of `count` notes (the caller's promise).
-            let is_behind = |count: usize| unsafe {
-                (entries.add(count - 1).read().wrapping_sub(end) as usize) < MAX_LANES
-            };
-            while *count > 0 && is_behind(*count) {
-                *count -= 1;
-            }
-        }
-    }
+    /// The lower halves of their indices.
+    pub(super) entries: *mut u32,
+    pub(super) keys: *mut u32,
+    /// What they become if they move, by the bits in which a parameter is kept.
+    pub(super) values: *mut u32,
+    pub(super) count: usize,
 }
 
 /// What stays the same over a range of entries.
@@ -283,23 +291,22 @@ impl Pass {
     #[inline(always)]
     fn rounding<V: Vector>(&self, entries: V::U) -> Round<V> {
         if self.stochastic {
-            Round::Stochastic(self.param_key, entries)
+            Round::Stochastic(random::<V>(self.param_key, entries))
         } else {
             Round::Nearest
         }
     }
 
-    /// Steps one group of lanes; those that certainly move.
+    /// Steps one group of lanes whose threshold is known; those that move.
     ///
     /// # Safety
     ///
-    /// A group of lanes is readable and writable at `place`; there is room for a group in all `notes`.
+    /// A group of lanes is readable and writable at `place`.
     #[inline(always)]
     unsafe fn step<V: Vector, P: Param<V>, S: Moment<V>>(
         &self,
         place: Place,
         entries: V::U,
-        notes: &mut Option<&mut Notes>,
     ) -> V::Mask {
         // SAFETY: the caller's promise.
         let (g, m, v) = unsafe { self.moments::<V, S>(place, entries) };
@@ -314,47 +321,143 @@ impl Pass {
         // SAFETY: as above.
         let old = unsafe { P::load(place.param, place.master) };
         let decayed = P::decode(old) * V::float(self.scalars.decay);
-        let difference = V::float(self.scalars.a) * self.update::<V>(m, v);
-        let moved = P::encode(decayed - difference, self.rounding::<V>(entries));
+        let moved = decayed - self.difference::<V>(m, v);
         let (new, written) = if self.decay_all {
-            let decayed = P::encode(decayed, self.rounding::<V>(entries));
-            let everywhere = V::at_least(filtered, V::uint(0));
-            (V::select(selected, moved, decayed), everywhere)
+            let new = V::select(selected, V::bits(moved), V::bits(decayed));
+            (V::from_bits(new), V::at_least(filtered, V::uint(0)))
         } else {
             (moved, selected)
         };
-        if let Some(notes) = notes {
-            let open = may_move
-                & V::at_least(filtered, V::uint(self.bounds.possible))
-                & V::less(filtered, V::uint(self.bounds.certain));
-            // SAFETY: there is room for a group (the caller's promise).
-            unsafe {
-                note::<V, 3>(
-                    &notes.open,
-                    &mut notes.num_open,
-                    open,
-                    [entries, filtered, moved],
-                )
-            };
-            if notes.holds {
-                return selected;
-            }
-            let undone = self.undone::<V, P>(moved, difference);
-            let bits = V::uint(P::BITS);
-            let lost = selected & V::differ(undone & bits, old & bits);
-            // SAFETY: as above.
-            unsafe { note::<V, 2>(&notes.lost, &mut notes.num_lost, lost, [entries, old]) };
-        }
-        // SAFETY: a group is writable at `place` (the caller's promise).
+        let new = P::encode(new, self.rounding::<V>(entries));
+        // SAFETY: as above.
         unsafe { P::store(place.param, place.master, new, old, written) };
         selected
     }
 
-    /// What the parameter probably was before it moved by `difference`.
+    /// What the filter looks at, and where it may select, if the moments are already those after the step.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Pass::step`].
     #[inline(always)]
-    fn undone<V: Vector, P: Param<V>>(&self, moved: V::U, difference: V::F) -> V::U {
+    unsafe fn stored_key<V: Vector, S: Moment<V>>(
+        &self,
+        place: Place,
+        entries: V::U,
+    ) -> (V::U, V::Mask) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (m, v) = (S::load(place.exp_avg), S::load(place.exp_avg_sq));
+            let g = if self.filter == Filter::Gradient {
+                self.gradient::<V>(place)
+            } else {
+                V::float(0.0)
+            };
+            self.filtered::<V>(g, m, v, entries)
+        }
+    }
+
+    /// By how much a parameter moves, if the moments are already those after the step.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Pass::step`].
+    #[inline(always)]
+    unsafe fn stored_difference<V: Vector, S: Moment<V>>(&self, place: Place) -> V::F {
+        // SAFETY: the caller's promise.
+        unsafe { self.difference::<V>(S::load(place.exp_avg), S::load(place.exp_avg_sq)) }
+    }
+
+    /// By how much a parameter moves.
+    #[inline(always)]
+    fn difference<V: Vector>(&self, m: V::F, v: V::F) -> V::F {
+        V::float(self.scalars.a) * self.update::<V>(m, v)
+    }
+
+    /// What the parameter becomes.
+    #[inline(always)]
+    fn moved<V: Vector, P: Param<V>>(&self, old: V::U, difference: V::F, entries: V::U) -> V::U {
+        let decayed = P::decode(old) * V::float(self.scalars.decay);
+        P::encode(decayed - difference, self.rounding::<V>(entries))
+    }
+
+    /// What the parameter was before it became `moved`, most probably.
+    #[inline(always)]
+    fn undone<V: Vector, P: Param<V>>(&self, moved: V::U, difference: V::F, entries: V::U) -> V::U {
         let undecayed = V::float(1.0 / self.scalars.decay);
-        P::encode((P::decode(moved) + difference) * undecayed, Round::Nearest)
+        // Random bits r rounded x to the multiple of the last place that x + r reaches; so what x was comes back
+        // from there with the bits 1 - r.
+        let rounding = match self.rounding::<V>(entries) {
+            Round::Stochastic(random) => Round::Stochastic(random ^ V::uint(u32::MAX)),
+            nearest => nearest,
+        };
+        P::encode((P::decode(moved) + difference) * undecayed, rounding)
+    }
+
+    /// Steps the groups of a tile as far as the bounds tell, and notes what is open; how many lanes moved.
+    ///
+    /// An entry that certainly moves is noted all the same, and does not move yet, if its old value could not be
+    /// computed again from the new one.
+    ///
+    /// Nothing here branches on the data: which groups need a note is listed without a branch, and the list is
+    /// walked later. A branch that is often guessed wrong would cost more than all the rest.
+    ///
+    /// # Safety
+    ///
+    /// As for [`step`], for the entries of `groups` groups, at most [`TILE`] of them.
+    #[inline(always)]
+    unsafe fn step_tile<V: Vector, P: Param<V>, S: Moment<V>>(
+        &self,
+        place: Place,
+        lanes: V::U,
+        groups: usize,
+        notes: &mut Notes,
+        lists: &mut Lists,
+    ) -> V::U {
+        let mut counts = V::uint(0);
+        let mut listed = 0;
+        for group in 0..groups {
+            let (place, entries) = group_at::<V, P, S>(place, lanes, group);
+            place.prefetch::<V, P>();
+            // SAFETY: the caller's promise; the lists have room for all groups.
+            unsafe {
+                let (g, m, v) = self.moments::<V, S>(place, entries);
+                S::store(place.exp_avg, m);
+                S::store(place.exp_avg_sq, v);
+                let (filtered, may_move) = self.filtered::<V>(g, m, v, entries);
+                let old = P::load(place.param, place.master);
+                let difference = self.difference::<V>(m, v);
+                let moved = self.moved::<V, P>(old, difference, entries);
+                let undone = self.undone::<V, P>(moved, difference, entries);
+                let returns = V::equal(undone & V::uint(P::BITS), old & V::uint(P::BITS));
+                let possible = may_move & V::at_least(filtered, V::uint(self.bounds.possible));
+                let certain = V::at_least(filtered, V::uint(self.bounds.certain));
+                let moving = possible & certain & returns;
+                P::store(place.param, place.master, moved, old, moving);
+                counts = V::tally(counts, moving);
+                V::store_u32(lists.moved(group * V::LANES), moved);
+                let open = V::mask_bits(possible) ^ V::mask_bits(moving);
+                lists.group(listed).write((group as u32) << 16 | open);
+                listed += usize::from(open != 0);
+            }
+        }
+        for i in 0..listed {
+            // SAFETY: the caller's promise; there is room for a note of every entry. The lists are written up to
+            // these places.
+            unsafe {
+                let group = lists.group(i).read();
+                let open = V::mask_of(group & 0xFFFF);
+                let group = (group >> 16) as usize;
+                let (place, entries) = group_at::<V, P, S>(place, lanes, group);
+                let (filtered, _) = self.stored_key::<V, S>(place, entries);
+                let moved = V::bits(V::load_f32(lists.moved(group * V::LANES).cast()));
+                V::store_compressed(notes.entries.add(notes.count), open, entries);
+                V::store_compressed(notes.keys.add(notes.count), open, filtered);
+                V::store_compressed(notes.values.add(notes.count), open, moved);
+                notes.count += V::count(open);
+            }
+        }
+        counts
     }
 
     /// The keys of one group of lanes.
@@ -370,66 +473,129 @@ impl Pass {
         V::select(may_move, filtered, V::uint(0))
     }
 
-    /// Moves the entries of one group that reach `threshold` and did not move, and moves back those that moved
-    /// and do not reach it; the ones that reach it. The moments are those after the step.
+    /// Which lanes move with the right threshold, which of them did not move, and which moved but should not have.
+    #[inline(always)]
+    fn wrong<V: Vector>(
+        &self,
+        key: V::U,
+        may_move: V::Mask,
+        threshold: u32,
+    ) -> (V::Mask, V::Mask, V::Mask) {
+        let threshold = V::uint(threshold);
+        let moved_from = V::uint(self.bounds.certain);
+        let moves = may_move & V::at_least(key, threshold);
+        let moved = may_move & V::at_least(key, moved_from);
+        (
+            moves,
+            moves & V::less(key, moved_from),
+            moved & V::less(key, threshold),
+        )
+    }
+
+    /// Moves the entries of a tile that reach `threshold` and did not move, and moves back those that moved
+    /// and do not reach it; how many lanes reach it. The moments are those after the step.
     ///
     /// # Safety
     ///
-    /// A group of lanes is readable and writable at `place`.
+    /// As for [`Pass::step_tile`].
     #[inline(always)]
-    unsafe fn settle<V: Vector, P: Param<V>, S: Moment<V>>(
+    unsafe fn settle_tile<V: Vector, P: Param<V>, S: Moment<V>>(
         &self,
         place: Place,
-        entries: V::U,
+        lanes: V::U,
+        groups: usize,
         threshold: u32,
-    ) -> V::Mask {
-        // SAFETY: the caller's promise.
-        let (m, v) = unsafe { (S::load(place.exp_avg), S::load(place.exp_avg_sq)) };
-        let g = if self.filter == Filter::Gradient {
-            // SAFETY: as above.
-            unsafe { self.gradient::<V>(place) }
-        } else {
-            V::float(0.0)
-        };
-        let (filtered, may_move) = self.filtered::<V>(g, m, v, entries);
-        let moves = may_move & V::at_least(filtered, V::uint(threshold));
-        let advance = moves & V::less(filtered, V::uint(self.bounds.certain));
-        let retreat = may_move
-            & V::at_least(filtered, V::uint(self.bounds.certain))
-            & V::less(filtered, V::uint(threshold));
-        let wrong = advance | retreat;
-        if V::any(wrong) {
-            // SAFETY: as above.
-            let old = unsafe { P::load(place.param, place.master) };
-            let p = P::decode(old);
-            let difference = V::float(self.scalars.a) * self.update::<V>(m, v);
-            let moved = p * V::float(self.scalars.decay) - difference;
-            let moved = P::encode(moved, self.rounding::<V>(entries));
-            let new = V::select(advance, moved, self.undone::<V, P>(old, difference));
-            // SAFETY: as above.
-            unsafe { P::store(place.param, place.master, new, old, wrong) };
+        lists: &mut Lists,
+    ) -> V::U {
+        let mut counts = V::uint(0);
+        let mut num_wrong = 0;
+        for group in 0..groups {
+            let (place, entries) = group_at::<V, P, S>(place, lanes, group);
+            // SAFETY: the caller's promise; the list has room for all groups.
+            unsafe {
+                let (filtered, may_move) = self.stored_key::<V, S>(place, entries);
+                let (moves, advance, retreat) = self.wrong::<V>(filtered, may_move, threshold);
+                counts = V::tally(counts, moves);
+                lists.group(num_wrong).write(group as u32);
+                num_wrong += usize::from(V::any(advance | retreat));
+            }
         }
-        moves
+        for i in 0..num_wrong {
+            // SAFETY: the caller's promise; the list is written up to this place.
+            unsafe {
+                let group = lists.group(i).read() as usize;
+                let (place, entries) = group_at::<V, P, S>(place, lanes, group);
+                let (filtered, may_move) = self.stored_key::<V, S>(place, entries);
+                let (_, advance, retreat) = self.wrong::<V>(filtered, may_move, threshold);
+                let old = P::load(place.param, place.master);
+                let difference = self.stored_difference::<V, S>(place);
+                let new = V::select(
+                    advance,
+                    self.moved::<V, P>(old, difference, entries),
+                    self.undone::<V, P>(old, difference, entries),
+                );
+                P::store(place.param, place.master, new, old, advance | retreat);
+            }
+        }
+        counts
     }
 }
 
-/// Appends the lanes that are set to `N` lists of the same length.
+/// Where a group of a tile lies, and its entries.
+#[inline(always)]
+fn group_at<V: Vector, P: Param<V>, S: Moment<V>>(
+    place: Place,
+    lanes: V::U,
+    group: usize,
+) -> (Place, V::U) {
+    let entry = group * V::LANES;
+    (place.at::<V, P, S>(entry), lanes + V::uint(entry as u32))
+}
+
+/// Entries that are stepped before their notes are made: all that is needed for these is still in the nearest
+/// cache then.
+const TILE: usize = 512;
+/// Groups of a tile, of the vector with the fewest lanes.
+const TILE_GROUPS: usize = TILE / 4;
+
+/// Groups of a tile that need more work. Not initialised, because most of it is never used.
+struct Lists {
+    /// Their numbers; in the lower half, which of their lanes.
+    groups: [MaybeUninit<u32>; TILE_GROUPS],
+    /// What the parameters of all groups become if they move.
+    moved: [MaybeUninit<u32>; TILE],
+}
+
+impl Lists {
+    #[inline(always)]
+    fn new() -> Self {
+        Self {
+            groups: [MaybeUninit::uninit(); TILE_GROUPS],
+            moved: [MaybeUninit::uninit(); TILE],
+        }
+    }
+
+    #[inline(always)]
+    fn group(&mut self, i: usize) -> *mut u32 {
+        self.groups.as_mut_ptr().cast::<u32>().wrapping_add(i)
+    }
+
+    #[inline(always)]
+    fn moved(&mut self, i: usize) -> *mut u32 {
+        self.moved.as_mut_ptr().cast::<u32>().wrapping_add(i)
+    }
+}
+
+/// Appends the lanes that are set to a list of `count` keys.
 ///
 /// # Safety
 ///
-/// Each list has room for a group of lanes behind its `count` elements.
+/// The list has room for a group of lanes behind its elements.
 #[inline(always)]
-unsafe fn note<V: Vector, const N: usize>(
-    lists: &[*mut u32; N],
-    count: &mut usize,
-    set: V::Mask,
-    values: [V::U; N],
-) {
-    if V::any(set) {
-        for (list, values) in lists.iter().zip(values) {
-            // SAFETY: the caller's promise.
-            unsafe { V::store_compressed(list.add(*count), set, values) };
-        }
+unsafe fn append<V: Vector>(list: *mut u32, count: &mut usize, set: V::Mask, keys: V::U) {
+    if !V::BRANCHES || V::any(set) {
+        // SAFETY: the caller's promise.
+        unsafe { V::store_compressed(list.add(*count), set, keys) };
         *count += V::count(set);
     }
 }
@@ -472,8 +638,8 @@ fn spans(start: u64, len: u64) -> Spans {
     }
 }
 
-/// Steps the entries `start..start + len`, fewer than 2^28; how many certainly move. Without `notes` the
-/// threshold is known: the bounds are equal.
+/// Steps the entries `start..start + len`, fewer than 2^28; how many moved. Without `notes` the threshold is known,
+/// and is the upper bound.
 ///
 /// # Safety
 ///
@@ -488,43 +654,49 @@ pub(super) unsafe fn step<V: Vector, P: Param<V>, S: Moment<V>>(
     mut notes: Option<&mut Notes>,
 ) -> u64 {
     let mut selected = 0u64;
+    let mut lists = Lists::new();
     for Span { high, start, len } in spans(start, len) {
+        let mut tail = Tail::EMPTY;
         let pass = Pass::new(job, high, bounds);
         let place = Place::of::<V, P, S>(job, start);
         let lanes = V::lane_numbers() + V::uint(start as u32);
-        let whole = len - len % V::LANES;
         let mut counts = V::uint(0);
-        for i in (0..whole).step_by(V::LANES) {
-            let entries = lanes + V::uint(i as u32);
-            // SAFETY: `LANES` entries from `start + i` on lie within the range, and there is room for as many
-            // notes as there are entries (the caller's promise).
-            let moved =
-                unsafe { pass.step::<V, P, S>(place.at::<V, P, S>(i), entries, &mut notes) };
-            counts = V::tally(counts, moved);
-        }
-        let rest = len - whole;
-        if rest > 0 {
-            let mut tail = Tail::ZERO;
-            let place = place.at::<V, P, S>(whole);
-            let copied = tail.place(place);
-            let entries = lanes + V::uint(whole as u32);
-            let mut all = Copied {
-                grad: true,
-                moments: true,
-                param: true,
-            };
-            // SAFETY: `rest` entries lie within the range (the caller's promise), and a tail has room for
-            // a whole group.
+        // The last, incomplete group goes through the same code, in a copy.
+        let rest = len % V::LANES;
+        let whole = len - rest;
+        let copied = tail.place(place);
+        for (first, len) in [(0, whole), (whole, rest)] {
+            let is_rest = first != 0 || whole == 0;
+            let entries = lanes + V::uint(first as u32);
+            let from = place.at::<V, P, S>(first);
+            let at = if is_rest { copied } else { from };
+            let groups = len.div_ceil(V::LANES);
+            // SAFETY: the entries lie within the range, and there is room for as many notes (the caller's
+            // promise); a tail has room for a whole group.
             unsafe {
-                copy::<V, P, S>(place, copied, rest, all);
-                let moved = pass.step::<V, P, S>(copied, entries, &mut notes);
-                if let Some(notes) = &mut notes {
-                    notes.forget_behind((start as u32).wrapping_add(len as u32));
+                if is_rest {
+                    copy::<V, P, S>(from, copied, len, Copied::ALL);
                 }
-                all.grad = false;
-                copy::<V, P, S>(copied, place, rest, all);
-                let real = V::less(V::lane_numbers(), V::uint(rest as u32));
-                counts = V::tally(counts, moved & real);
+                if let Some(notes) = &mut notes {
+                    for tile in (0..groups).step_by(TILE / V::LANES) {
+                        let entry = tile * V::LANES;
+                        let groups = (groups - tile).min(TILE / V::LANES);
+                        let entries = entries + V::uint(entry as u32);
+                        let at = at.at::<V, P, S>(entry);
+                        let moved =
+                            pass.step_tile::<V, P, S>(at, entries, groups, notes, &mut lists);
+                        counts = counts + moved;
+                    }
+                } else {
+                    for group in 0..groups {
+                        let (at, entries) = group_at::<V, P, S>(at, entries, group);
+                        let moved = pass.step::<V, P, S>(at, entries);
+                        counts = V::tally(counts, moved);
+                    }
+                }
+                if is_rest {
+                    copy::<V, P, S>(copied, from, len, Copied::RESULT);
+                }
             }
         }
         selected += u64::from(V::sum(counts));
@@ -532,9 +704,9 @@ pub(super) unsafe fn step<V: Vector, P: Param<V>, S: Moment<V>>(
     selected
 }
 
-/// Makes the entries `start..start + len`, fewer than 2^28, right after a step that took those from
-/// `moved_from` on for the ones that move: now it is those from `threshold` on; how many these are. Where the old value of an entry
-/// that must move back was noted as lost, it is wrong then.
+/// Makes the entries `start..start + len`, fewer than 2^28, right after a step that moved those from `moved_from`
+/// on, now that it should be those from `threshold` on; how many these are. An entry that moved, whose old value
+/// cannot be computed from the new one, and that must move back, becomes something else.
 ///
 /// # Safety
 ///
@@ -548,38 +720,39 @@ pub(super) unsafe fn settle<V: Vector, P: Param<V>, S: Moment<V>>(
     threshold: u32,
 ) -> u64 {
     let mut selected = 0u64;
+    let mut lists = Lists::new();
     for Span { high, start, len } in spans(start, len) {
+        let mut tail = Tail::EMPTY;
         let pass = Pass::new(job, high, Bounds::at(moved_from));
         let place = Place::of::<V, P, S>(job, start);
         let lanes = V::lane_numbers() + V::uint(start as u32);
-        let whole = len - len % V::LANES;
         let mut counts = V::uint(0);
-        for i in (0..whole).step_by(V::LANES) {
-            let entries = lanes + V::uint(i as u32);
-            // SAFETY: `LANES` entries from `start + i` on lie within the range (the caller's promise).
-            let moved =
-                unsafe { pass.settle::<V, P, S>(place.at::<V, P, S>(i), entries, threshold) };
-            counts = V::tally(counts, moved);
-        }
-        let rest = len - whole;
-        if rest > 0 {
-            let mut tail = Tail::ZERO;
-            let place = place.at::<V, P, S>(whole);
-            let copied = tail.place(place);
-            let entries = lanes + V::uint(whole as u32);
-            let mut all = Copied {
-                grad: true,
-                moments: true,
-                param: true,
-            };
+        let rest = len % V::LANES;
+        let whole = len - rest;
+        let copied = tail.place(place);
+        for (first, len) in [(0, whole), (whole, rest)] {
+            let is_rest = first != 0 || whole == 0;
+            let entries = lanes + V::uint(first as u32);
+            let from = place.at::<V, P, S>(first);
+            let at = if is_rest { copied } else { from };
+            let groups = len.div_ceil(V::LANES);
             // SAFETY: as in `step`.
             unsafe {
-                copy::<V, P, S>(place, copied, rest, all);
-                let moved = pass.settle::<V, P, S>(copied, entries, threshold);
-                (all.grad, all.moments) = (false, false);
-                copy::<V, P, S>(copied, place, rest, all);
-                let real = V::less(V::lane_numbers(), V::uint(rest as u32));
-                counts = V::tally(counts, moved & real);
+                if is_rest {
+                    copy::<V, P, S>(from, copied, len, Copied::ALL);
+                }
+                for tile in (0..groups).step_by(TILE / V::LANES) {
+                    let entry = tile * V::LANES;
+                    let groups = (groups - tile).min(TILE / V::LANES);
+                    let entries = entries + V::uint(entry as u32);
+                    let at = at.at::<V, P, S>(entry);
+                    let moved =
+                        pass.settle_tile::<V, P, S>(at, entries, groups, threshold, &mut lists);
+                    counts = counts + moved;
+                }
+                if is_rest {
+                    copy::<V, P, S>(copied, from, len, Copied::RESULT);
+                }
             }
         }
         selected += u64::from(V::sum(counts));
@@ -617,7 +790,7 @@ pub(super) unsafe fn keys<V: Vector, S: Moment<V>>(
         }
         let rest = len - whole;
         if rest > 0 {
-            let mut tail = Tail::ZERO;
+            let mut tail = Tail::EMPTY;
             let place = place.at::<V, Single, S>(whole);
             let copied = tail.place(place);
             let mut group = [0u32; MAX_LANES];
@@ -688,7 +861,7 @@ pub(super) unsafe fn collect<V: Vector, S: Moment<V>>(
                 let keys = pass.keys::<V, S>(place.at::<V, Single, S>(i), entries);
                 counts = V::tally(counts, V::less(V::uint(high), keys));
                 let between = V::at_least(keys, V::uint(low)) & V::at_least(V::uint(high), keys);
-                note::<V, 1>(&[found], &mut inside, between, [keys]);
+                append::<V>(found, &mut inside, between, keys);
             }
         }
         above += u64::from(V::sum(counts));
@@ -729,7 +902,7 @@ pub(super) unsafe fn sift<V: Vector>(
             let keys = V::bits(V::load_f32(keys.add(i).cast()));
             counts = V::tally(counts, V::less(V::uint(high), keys));
             let between = V::at_least(keys, V::uint(low)) & V::at_least(V::uint(high), keys);
-            note::<V, 1>(&[found], &mut inside, between, [keys]);
+            append::<V>(found, &mut inside, between, keys);
         }
     }
     above += u64::from(V::sum(counts));

@@ -315,6 +315,18 @@ pub(crate) fn scratch_bound(options: &Options, numel: u64, num_blocks: u64) -> u
     pieces + estimate::bytes_bound(numel, num_blocks, threads) + sums
 }
 
+/// Asks for the cache line of an address, which need not be valid.
+#[inline(always)]
+fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which never faults; every x86-64 processor has it.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// A vector that threads write disjoint elements of.
 struct SharedSlice(*mut f64);
 

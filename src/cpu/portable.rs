@@ -59,6 +59,7 @@ operators! {
 
 impl Vector for Lanes {
     const LANES: usize = N;
+    const BRANCHES: bool = true;
     type F = F;
     type U = U;
     type Mask = Mask;
@@ -174,8 +175,8 @@ impl Vector for Lanes {
     }
 
     #[inline(always)]
-    fn differ(x: U, y: U) -> Mask {
-        Mask(zip(x.0, y.0, |x, y| if x == y { 0 } else { u32::MAX }))
+    fn equal(x: U, y: U) -> Mask {
+        Mask(zip(x.0, y.0, |x, y| if x == y { u32::MAX } else { 0 }))
     }
 
     #[inline(always)]
@@ -196,9 +197,16 @@ impl Vector for Lanes {
     }
 
     #[inline(always)]
-    fn count(mask: Mask) -> usize {
-        let [a, b, c, d] = mask.0.map(|set| set & 1);
-        (a + b + c + d) as usize
+    fn mask_bits(mask: Mask) -> u32 {
+        let [a, b, c, d] = mask.0;
+        a & 1 | b & 2 | c & 4 | d & 8
+    }
+
+    #[inline(always)]
+    fn mask_of(bits: u32) -> Mask {
+        Mask(map([1, 2, 4, 8], |bit| {
+            if bits & bit == 0 { 0 } else { u32::MAX }
+        }))
     }
 
     #[inline(always)]

@@ -5,12 +5,14 @@
 //! estimated from lines, not from entries.
 
 use super::kernels::Bracket;
+use super::prefetch;
 use super::select::Range;
 use super::tier::Kernels;
 use super::vector::MAX_LANES;
 use crate::backend::Job;
 use crate::rule::convert::INFINITE;
 use crate::rule::random::{SpanKey, mix32};
+use crate::rule::select::kth_largest;
 
 /// Keys on one cache line of f32 gradients: the grain of the sample.
 pub(super) const LINE: usize = 16;
@@ -86,18 +88,6 @@ pub(super) unsafe fn gather(
     }
 }
 
-/// Asks for the cache line of an address, which need not be valid.
-#[inline(always)]
-fn prefetch(address: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint, which never faults; every x86-64 processor has it.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
-}
-
 /// Brackets the threshold of a range; `room` is work space.
 ///
 /// # Safety
@@ -130,58 +120,66 @@ pub(super) fn bracket_of(
     let n = sample.len() as f64;
     let share = rank as f64 / len as f64;
     let expected = n * share;
-    // Half the hint: a key is the bits of a float.
-    let cut = hint.saturating_sub(1 << 23);
-    let needed = 1.5 * expected + 10.0 * LINE as f64;
-    let mut above = above(kernels, sample, cut, candidates);
-    let mut found = above.len();
-    if (found as f64) < needed.min(n) {
-        candidates[..sample.len()].copy_from_slice(sample);
-        found = sample.len();
-        above = &mut candidates[..found];
+    let middle = (expected.round() as u64).clamp(1, sample.len() as u64);
+    // From half the hint to twice it (a key is the bits of a float) there are probably all keys that matter.
+    let around = (
+        hint.saturating_sub(OCTAVE),
+        hint.saturating_add(OCTAVE).min(INFINITE),
+    );
+    let mut near = Near::of(kernels, sample, around, candidates);
+    if !near.holds(middle) {
+        near = Near::of(kernels, sample, (0, INFINITE), candidates);
     }
-    let middle = (expected.round() as usize).clamp(1, found);
-    let (lower, &mut estimate, upper) = above.select_nth_unstable(found - middle);
+    let estimate = near.largest(middle);
     let margin = SIGMAS * deviation(sample, estimate, share) + 2.0;
-    let lowest_rank = (expected + margin).ceil();
-    let highest_rank = (expected - margin).floor();
-    let low = if lowest_rank as usize <= middle {
-        estimate
-    } else if lowest_rank as usize <= found {
-        let place = found - lowest_rank as usize;
-        *lower.select_nth_unstable(place).1
+    let lowest = (expected + margin).ceil() as u64;
+    let highest = (expected - margin).floor() as u64;
+    let has_lowest = lowest <= sample.len() as u64;
+    if has_lowest && !near.holds(lowest) || highest > 0 && !near.holds(highest) {
+        near = Near::of(kernels, sample, (0, INFINITE), candidates);
+    }
+    let low = if has_lowest { near.largest(lowest) } else { 0 };
+    let high = if highest > 0 {
+        near.largest(highest)
     } else {
-        0
-    };
-    let high = if highest_rank < 1.0 {
         INFINITE
-    } else if highest_rank as usize >= middle {
-        estimate
-    } else {
-        let place = upper.len() - highest_rank as usize;
-        *upper.select_nth_unstable(place).1
     };
     (low, high)
 }
 
-/// The keys from `cut` on.
-fn above<'a>(
-    kernels: &Kernels,
-    sample: &[u32],
-    cut: u32,
-    candidates: &'a mut [u32],
-) -> &'a mut [u32] {
-    assert!(candidates.len() >= sample.len() + MAX_LANES);
-    // SAFETY: there is room for all keys and a group more (asserted above).
-    let found = unsafe {
-        (kernels.sift)(
-            sample.as_ptr(),
-            sample.len(),
-            (cut, INFINITE),
-            candidates.as_mut_ptr(),
-        )
-    };
-    &mut candidates[..found.inside]
+/// A factor of two between floats, as a difference of their bits.
+const OCTAVE: u32 = 1 << 23;
+
+/// The keys of a sample that lie in some range.
+struct Near<'a> {
+    keys: &'a mut [u32],
+    /// Keys above the range.
+    above: u64,
+}
+
+impl<'a> Near<'a> {
+    fn of(kernels: &Kernels, sample: &[u32], range: (u32, u32), room: &'a mut [u32]) -> Self {
+        assert!(room.len() >= sample.len() + MAX_LANES);
+        // SAFETY: there is room for all keys and a group more (asserted above).
+        let found = unsafe {
+            let (from, to) = (sample.as_ptr(), room.as_mut_ptr());
+            (kernels.sift)(from, sample.len(), range, to)
+        };
+        Self {
+            keys: &mut room[..found.inside],
+            above: found.above,
+        }
+    }
+
+    /// True if the `rank`-th largest key of the sample lies in the range.
+    fn holds(&self, rank: u64) -> bool {
+        self.above < rank && rank <= self.above + self.keys.len() as u64
+    }
+
+    /// The `rank`-th largest key of the sample, which lies in the range.
+    fn largest(&mut self, rank: u64) -> u32 {
+        kth_largest(self.keys, (rank - self.above) as usize)
+    }
 }
 
 /// The standard deviation of the number of sampled keys from `estimate` on, of which there are about `share`.

@@ -159,13 +159,18 @@ macro_rules! tier {
 
 tier!(portable, CpuTier::Portable, crate::cpu::portable::Lanes);
 #[cfg(target_arch = "x86_64")]
-tier!(avx2, CpuTier::Avx2, crate::cpu::avx2::Lanes, "avx2,f16c");
+tier!(
+    avx2,
+    CpuTier::Avx2,
+    crate::cpu::avx2::Lanes,
+    "avx2,f16c,popcnt,bmi1,bmi2"
+);
 #[cfg(target_arch = "x86_64")]
 tier!(
     avx512,
     CpuTier::Avx512,
     crate::cpu::avx512::Lanes,
-    "avx512f,avx512bw,avx512dq,avx512vl"
+    "avx512f,avx512bw,avx512dq,avx512vl,popcnt,bmi1,bmi2"
 );
 
 /// Overrides the choice of the tier where the options leave it open: "portable", "avx2" or "avx512".

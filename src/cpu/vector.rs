@@ -12,6 +12,9 @@ use crate::rule::random::{MIX32, SpanKey};
 pub(crate) trait Vector: Copy {
     /// A power of two, at most [`MAX_LANES`].
     const LANES: usize;
+    /// Asking whether any lane is set is cheaper than [`Vector::store_compressed`], however often the processor
+    /// guesses wrong.
+    const BRANCHES: bool;
     type F: Copy
         + Add<Output = Self::F>
         + Sub<Output = Self::F>
@@ -56,6 +59,16 @@ pub(crate) trait Vector: Copy {
     ///
     /// As above.
     unsafe fn store_u32(to: *mut u32, x: Self::U);
+    /// Stores the lanes of `x` that are set, and in the others `old`, which is what is there.
+    ///
+    /// # Safety
+    ///
+    /// As above.
+    #[inline(always)]
+    unsafe fn store_u32_where(to: *mut u32, set: Self::Mask, x: Self::U, old: Self::U) {
+        // SAFETY: the caller's promise.
+        unsafe { Self::store_u32(to, Self::select(set, x, old)) };
+    }
     /// Stores the lanes that are set, without gaps; what follows them is undefined.
     ///
     /// # Safety
@@ -86,8 +99,7 @@ pub(crate) trait Vector: Copy {
     fn less(x: Self::U, y: Self::U) -> Self::Mask;
     /// `x >= y`, both below 2^31.
     fn at_least(x: Self::U, y: Self::U) -> Self::Mask;
-    /// `x != y`.
-    fn differ(x: Self::U, y: Self::U) -> Self::Mask;
+    fn equal(x: Self::U, y: Self::U) -> Self::Mask;
     /// `x` where the mask is set, else `y`.
     fn select(mask: Self::Mask, x: Self::U, y: Self::U) -> Self::U;
     /// Adds 1 to the lanes that are set.
@@ -95,7 +107,14 @@ pub(crate) trait Vector: Copy {
     /// True if a lane is set.
     fn any(mask: Self::Mask) -> bool;
     /// How many lanes are set.
-    fn count(mask: Self::Mask) -> usize;
+    #[inline(always)]
+    fn count(mask: Self::Mask) -> usize {
+        Self::mask_bits(mask).count_ones() as usize
+    }
+    /// A bit for each lane, from the lowest.
+    fn mask_bits(mask: Self::Mask) -> u32;
+    /// The mask of such bits; there are no others.
+    fn mask_of(bits: u32) -> Self::Mask;
     /// The sum of all lanes, each below 2^28.
     fn sum(x: Self::U) -> u32;
 }
