@@ -24,6 +24,8 @@ mod backend;
 mod buffer;
 mod config;
 mod cpu;
+#[cfg(feature = "forced-paths")]
+pub use cpu::forced;
 mod environment;
 mod error;
 pub mod ffi;

@@ -115,7 +115,8 @@ impl Placement {
 #[derive(Debug)]
 pub(crate) struct StateMemory {
     base: NonNull<u8>,
-    memory: Zeroed,
+    /// Freed when this is dropped.
+    _memory: Zeroed,
     placement: Placement,
 }
 
@@ -137,7 +138,7 @@ impl StateMemory {
         let base = unsafe { memory.start.add(shift) };
         Ok(Some(Self {
             base,
-            memory,
+            _memory: memory,
             placement,
         }))
     }

@@ -13,6 +13,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use super::executor::{Executor, Incomplete};
+use super::forced::{self, Forced};
 use super::kernels::{Bounds, Notes};
 use super::plan::is_estimated;
 use super::prefetch;
@@ -362,6 +363,7 @@ struct WaveRun<'a> {
     /// For searches.
     free: Words,
     next_note: AtomicUsize,
+    forced: Forced,
 }
 
 /// Room for notes that one thread has taken.
@@ -423,6 +425,7 @@ impl<'a> WaveRun<'a> {
             notes,
             free: Words::of(free),
             next_note: AtomicUsize::new(0),
+            forced: forced::current(),
         }
     }
 
@@ -505,7 +508,7 @@ impl<'a> WaveRun<'a> {
         };
         // SAFETY: a job has a threshold for every block, that of the step before.
         let hint = unsafe { block.threshold(self.jobs).read() };
-        let (low, high) = sample::bracket_of(
+        let sampled = sample::bracket_of(
             self.kernels,
             sample,
             candidates,
@@ -513,6 +516,7 @@ impl<'a> WaveRun<'a> {
             block.range.len,
             hint,
         );
+        let (low, high) = self.forced.bracket(sampled);
         block.possible.store(low.max(1), Ordering::Relaxed);
         block.certain.store(high + 1, Ordering::Relaxed);
     }
@@ -531,9 +535,10 @@ impl<'a> WaveRun<'a> {
         let block = &self.blocks[index];
         let job = &self.jobs[block.job];
         let mut bounds = block.bounds();
-        let has_room = strand
-            .chunk
-            .reserve(self.chunk, &self.next_note, self.wave.note_capacity);
+        let has_room = !self.forced.no_room
+            && strand
+                .chunk
+                .reserve(self.chunk, &self.next_note, self.wave.note_capacity);
         // If too many have moved already, the estimate has failed, and to go on would only make it worse.
         let held = !has_room || block.moved.load(Ordering::Relaxed) >= job.rank;
         if held {
@@ -843,7 +848,7 @@ const FEW: u64 = 4096;
 /// Keys that are sampled to narrow down the others.
 const SAMPLED: usize = 8192;
 
-/// The `rank`-th largest of `count` keys that are given in runs. `room` is work space for more than [`PART`] keys.
+/// The `rank`-th largest of `count` keys that are given in runs. `room` is work space, for more than [`MAX_LANES`].
 fn kth_of_runs<'a, I: Iterator<Item = &'a [u32]>>(
     kernels: &Kernels,
     runs: impl Fn() -> I,
@@ -855,7 +860,7 @@ fn kth_of_runs<'a, I: Iterator<Item = &'a [u32]>>(
     let (mut low, mut high, mut above) = (0u32, INFINITE, 0u64);
     // Each round leaves fewer: by sampling them, or else by halving their range.
     let mut halves = false;
-    let few = FEW.min((room.len() - PART - MAX_LANES) as u64);
+    let few = FEW.min(room.len() as u64 / 2 - MAX_LANES as u64);
     while low < high {
         let bracket = if count <= few {
             (low, high)
@@ -903,15 +908,15 @@ fn sift_runs<'a, 'b>(
     bracket: (u32, u32),
     room: &'b mut [u32],
 ) -> Sifted<'b> {
-    assert!(room.len() >= PART + MAX_LANES);
+    let most = PART.min((room.len() - MAX_LANES) / 2);
     let (mut above, mut inside, mut kept) = (0, 0, 0);
     let mut fits = true;
-    for part in runs.flat_map(|run| run.chunks(PART)) {
+    for part in runs.flat_map(|run| run.chunks(most)) {
         if kept + part.len() + MAX_LANES > room.len() {
             (fits, kept) = (false, 0);
         }
         // SAFETY: behind the keys that are kept there is room for the part, and for a group more: checked just
-        // now, or asserted above.
+        // now, or so by the choice of `most`.
         let found = unsafe {
             let to = room.as_mut_ptr().add(kept);
             (kernels.sift)(part.as_ptr(), part.len(), bracket, to)

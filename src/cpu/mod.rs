@@ -12,6 +12,7 @@ mod callback;
 mod element;
 mod estimate;
 mod executor;
+pub mod forced;
 mod kernels;
 mod plan;
 mod pool;
@@ -283,7 +284,7 @@ unsafe fn update_piece(kernels: &Kernels, job: &Job, piece: &Piece) -> u64 {
         }
         return step(piece.start, piece.len, 0);
     }
-    if is_searched(job) {
+    if piece.is_large {
         // SAFETY: as above; a piece of a large block lies within that block.
         let threshold = unsafe { threshold_of(piece.start / job.block_numel).read() };
         return step(piece.start, piece.len, threshold.max(1));

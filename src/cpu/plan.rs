@@ -3,6 +3,7 @@
 //! Work is cut by entries over all tensors, so that one huge tensor and a thousand tiny ones both occupy all
 //! threads. The cut never changes a result.
 
+use super::forced;
 use crate::backend::Job;
 use crate::config::WeightDecayScope;
 use crate::error::Result;
@@ -24,11 +25,14 @@ pub(super) struct Piece {
     pub(super) len: u64,
     /// Where its chunk sums start.
     pub(super) slot: usize,
+    /// It is a part of a block whose threshold is found by all threads together.
+    pub(super) is_large: bool,
 }
 
 /// True if the thresholds are too much for one thread.
 fn is_large(job: &Job) -> bool {
-    !job.everything_moves && job.block_numel > SMALL_BLOCK
+    let most = forced::current().small_block.unwrap_or(SMALL_BLOCK);
+    !job.everything_moves && job.block_numel > most
 }
 
 /// True if the blocks are stepped before their thresholds are known.
@@ -74,8 +78,14 @@ pub(super) fn cut_for_update(jobs: &[Job], pieces: &mut Vec<Piece>) -> Result<()
     try_reserve(pieces, count as usize, "the work list")?;
     for (job, description) in updated() {
         let (range, piece) = step_cut(description);
+        let first = pieces.len();
         for start in (0..description.numel).step_by(range as usize) {
             push_range(pieces, job, start, range, piece, |_| 0);
+        }
+        if is_large(description) {
+            pieces[first..]
+                .iter_mut()
+                .for_each(|piece| piece.is_large = true);
         }
     }
     Ok(())
@@ -144,6 +154,7 @@ fn push_range(
             start: start + offset,
             len: piece.min(len - offset),
             slot: slot(offset),
+            is_large: false,
         });
     }
 }

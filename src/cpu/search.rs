@@ -45,6 +45,9 @@ pub(super) unsafe fn threshold(
     };
     // SAFETY: the caller's promise.
     unsafe {
+        if super::forced::current().digits {
+            return search.by_digits();
+        }
         match search.by_bracket(keys)? {
             Some(threshold) => Ok(threshold),
             None => search.by_digits(),
