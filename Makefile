@@ -85,11 +85,13 @@ examples: build/finetune build/minimal-c build/minimal-cpp
 
 test: examples
 	$(CARGO) test
+	$(CARGO) test --features forced-paths --test paths
 	build/finetune --smoke
 
 lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) clippy --features forced-paths --test paths -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
 	for file in $(FINETUNE); do $(CC) $(C11) $(CPPFLAGS) $(WARNINGS) -fsyntax-only $$file || exit 1; done
 	$(CC) $(C99) $(CPPFLAGS) $(WARNINGS) -fsyntax-only examples/c/minimal.c

@@ -166,7 +166,7 @@
 #define MOFO_ROUNDING_STOCHASTIC 1
 
 /**
- * The best that the machine has.
+ * The best that the machine has, unless the environment variable `MOFO_CPU_TIER` names another.
  */
 #define MOFO_CPU_TIER_BEST 0
 
@@ -176,12 +176,12 @@
 #define MOFO_CPU_TIER_PORTABLE 1
 
 /**
- * AVX2 with F16C (x86-64). This version does not have it: `MOFO_ERROR_UNSUPPORTED`.
+ * AVX2 with F16C and BMI (x86-64).
  */
 #define MOFO_CPU_TIER_AVX2 2
 
 /**
- * AVX-512 F, BW, DQ and VL (x86-64). This version does not have it: `MOFO_ERROR_UNSUPPORTED`.
+ * AVX-512 F, BW, DQ and VL (x86-64).
  */
 #define MOFO_CPU_TIER_AVX512 3
 
@@ -287,7 +287,10 @@ typedef struct mofo_options {
      */
     int32_t num_threads;
     /**
-     * `MOFO_CPU_TIER_BEST` (default) or another `MOFO_CPU_TIER_…`. All give the same bits.
+     * `MOFO_CPU_TIER_BEST` (default) or another `MOFO_CPU_TIER_…`. All give the same bits. A tier that the machine
+     * lacks is `MOFO_ERROR_UNSUPPORTED`. With `MOFO_CPU_TIER_BEST`, and only then, the environment variable
+     * `MOFO_CPU_TIER` can name a tier: "portable", "avx2" or "avx512"; unset or empty it names none, and anything
+     * else is `MOFO_ERROR_INVALID_ARGUMENT`. `mofo_cpu_tier` tells which one is used.
      */
     int32_t cpu_tier;
     /**

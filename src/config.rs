@@ -82,7 +82,7 @@ pub enum Rounding {
 pub enum CpuTier {
     /// What the target's baseline has: SSE2 on x86-64, NEON on aarch64.
     Portable,
-    /// AVX2 on x86-64.
+    /// AVX2 with F16C and BMI on x86-64.
     Avx2,
     /// AVX-512 F, BW, DQ and VL on x86-64.
     Avx512,
@@ -153,7 +153,8 @@ pub struct Options {
     pub max_grad_norm: f64,
     /// Threads of a step, the calling one included; 0 is all that the process may use. Default 0.
     pub num_threads: usize,
-    /// Default `None`: the best that the machine has.
+    /// Default `None`: what the environment variable `MOFO_CPU_TIER` names ("portable", "avx2" or "avx512"), and where
+    /// that is not set, or empty, the best that the machine has. Where a tier is given here, the variable is ignored.
     pub cpu_tier: Option<CpuTier>,
     /// Run the tasks of a step in the engine's threads instead of the library's own. Default `None`.
     pub parallel_for: Option<ParallelFor>,

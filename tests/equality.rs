@@ -1,14 +1,18 @@
 //! Every way of running a step gives the bits of the rule: all types, filters and settings, thread counts,
-//! the engine's own threads, tensors cut differently, subsets in any order, any floating-point mode.
+//! the engine's own threads, tensors cut differently, subsets in any order, any floating-point mode. All of it in every
+//! CPU tier.
 
 mod common;
+mod tiers;
 
 use std::ffi::c_void;
+use std::rc::Rc;
 
 use common::{Case, Grad, Param, Rng, Tensor, awkward_values};
 use mofo::{
     Dtype, Filter, Options, ParallelFor, Rounding, StateDtype, StepArgs, Task, WeightDecayScope,
 };
+use tiers::tiers;
 
 /// Lengths around the lanes of every tier, the tile of the selection, the chunk of the norm, and the sizes
 /// at which blocks are shared among threads and cut into pieces.
@@ -60,7 +64,7 @@ fn every_combination_of_types_and_settings() {
                                         steps: 3,
                                         ..Case::default()
                                     }
-                                    .check();
+                                    .check_in(tiers());
                                 }
                             }
                         }
@@ -92,7 +96,7 @@ fn awkward_lengths_fractions_and_blocks() {
                     steps: 2,
                     ..Case::default()
                 }
-                .check();
+                .check_in(tiers());
             }
         }
     }
@@ -116,7 +120,7 @@ fn large_blocks_that_threads_share() {
                 steps: 2,
                 ..Case::default()
             }
-            .check();
+            .check_in(tiers());
         }
     }
 }
@@ -150,7 +154,7 @@ fn ties_zeros_subnormals_infinities_and_nan() {
                         steps: 3,
                         ..Case::default()
                     }
-                    .check();
+                    .check_in(tiers());
                 }
             }
         }
@@ -198,7 +202,7 @@ fn every_number_of_threads() {
             steps: 3,
             ..Case::default()
         }
-        .check();
+        .check_in(tiers());
     }
 }
 
@@ -236,7 +240,7 @@ fn the_engines_own_threads() {
                 steps: 2,
                 ..Case::default()
             }
-            .check();
+            .check_in(tiers());
         }
     }
 }
@@ -263,7 +267,7 @@ fn subsets_in_any_order() {
             subsets: vec![one.to_vec(), other.to_vec()],
             ..Case::default()
         }
-        .check();
+        .check_in(tiers());
     }
 }
 
@@ -290,7 +294,7 @@ fn gradients_scaled_clipped_and_with_a_known_norm() {
                     },
                     ..Case::default()
                 }
-                .check();
+                .check_in(tiers());
             }
         }
     }
@@ -330,13 +334,13 @@ fn the_callers_floating_point_mode_does_not_matter() {
         steps: 3,
         ..Case::default()
     };
-    case.before_step = Some(Box::new(move || set(ODD_MODE)));
-    case.after_step = Some(Box::new(move || {
+    case.before_step = Some(Rc::new(move || set(ODD_MODE)));
+    case.after_step = Some(Rc::new(move || {
         let mut mode = 0u32;
         // SAFETY: stores MXCSR into a local.
         unsafe { std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut mode) };
         set(0x1F80);
         assert_eq!(mode & !0x3F, ODD_MODE, "the caller's mode is restored");
     }));
-    case.check();
+    case.check_in(tiers());
 }

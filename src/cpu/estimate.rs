@@ -42,6 +42,8 @@ const OPEN_RESERVE: f64 = 3.0;
 const LOST_SHARE: u64 = 40;
 /// Tiles after which a thread tells the others how many of their entries moved.
 const TALLIED_TILES: usize = 32;
+/// How many tiles ahead parameters are asked for when notes are settled.
+const AHEAD: usize = 8;
 /// No key reaches it.
 const NEVER: u32 = INFINITE + 1;
 /// Words of a note: entry, key and value.
@@ -674,15 +676,35 @@ impl<'a> WaveRun<'a> {
             let notes = self.notes_of(tile);
             let threshold = block.threshold(self.jobs).read().max(1);
             let moves = |i: usize| notes.keys[i] >= threshold;
-            for &noted in notes.entries {
-                prefetch(param_at(job, entry(start, noted)));
-            }
+            self.prefetch_params(tile + AHEAD);
             let mut moved = 0;
             for i in (0..notes.keys.len()).filter(|&i| moves(i)) {
                 write_param(job, entry(start, notes.entries[i]), notes.values[i]);
                 moved += 1;
             }
             moved
+        }
+    }
+
+    /// Asks for the noted parameters of a tile, if there is such a tile: they are far apart, and to wait for each
+    /// of them takes longer than all the rest.
+    ///
+    /// # Safety
+    ///
+    /// The pass is over.
+    unsafe fn prefetch_params(&self, tile: usize) {
+        if tile >= self.wave.tiles {
+            return;
+        }
+        let block = &self.blocks[self.block_of(0, tile)];
+        let (job, start) = (&self.jobs[block.job], block.tile(tile).start);
+        // SAFETY: the tile was written (the caller's promise), its entries are not written any more.
+        let entries = unsafe {
+            let tile = self.tiles.0.add(tile).read();
+            &*self.notes[0].slice(tile.first_note, tile.num_notes as usize)
+        };
+        for &noted in entries {
+            prefetch(param_at(job, entry(start, noted)));
         }
     }
 
@@ -695,14 +717,11 @@ impl<'a> WaveRun<'a> {
         // SAFETY: the caller's promise.
         unsafe {
             let tile = self.tiles.0.add(tile).read();
-            let [entries, keys, values] = self
-                .notes
-                .each_ref()
-                .map(|words| words.slice(tile.first_note, tile.num_notes as usize));
+            let (first, len) = (tile.first_note, tile.num_notes as usize);
             TileNotes {
-                entries,
-                keys,
-                values,
+                entries: self.notes[0].slice(first, len),
+                keys: self.notes[1].slice(first, len),
+                values: self.notes[2].slice(first, len),
                 held: tile.held,
             }
         }

@@ -199,6 +199,7 @@ struct Pass {
     filter: Filter,
     decay_all: bool,
     stochastic: bool,
+    regrowth: f32,
     bounds: Bounds,
     exp_avg_key: SpanKey,
     exp_avg_sq_key: SpanKey,
@@ -220,6 +221,7 @@ impl Pass {
             },
             decay_all: job.weight_decay_scope == WeightDecayScope::All,
             stochastic: job.rounding == Rounding::Stochastic,
+            regrowth: (1.0 / f64::from(job.scalars.decay) - 1.0) as f32,
             bounds,
             exp_avg_key: job.random.exp_avg.span(high),
             exp_avg_sq_key: job.random.exp_avg_sq.span(high),
@@ -384,14 +386,16 @@ impl Pass {
     /// What the parameter was before it became `moved`, most probably.
     #[inline(always)]
     fn undone<V: Vector, P: Param<V>>(&self, moved: V::U, difference: V::F, entries: V::U) -> V::U {
-        let undecayed = V::float(1.0 / self.scalars.decay);
+        // 1 / decay as 1 + regrowth: with decay near 1, only so the product is precise enough.
+        let decayed = P::decode(moved) + difference;
+        let undecayed = decayed + decayed * V::float(self.regrowth);
         // Random bits r rounded x to the multiple of the last place that x + r reaches; so what x was comes back
         // from there with the bits 1 - r.
         let rounding = match self.rounding::<V>(entries) {
             Round::Stochastic(random) => Round::Stochastic(random ^ V::uint(u32::MAX)),
             nearest => nearest,
         };
-        P::encode((P::decode(moved) + difference) * undecayed, rounding)
+        P::encode(undecayed, rounding)
     }
 
     /// Steps the groups of a tile as far as the bounds tell, and notes what is open; how many lanes moved.

@@ -1,8 +1,8 @@
 //! Brackets the threshold of a block by a sample of its keys.
 //!
-//! The block is cut into as many strata as there are lines to draw, and a random line is drawn from each. Entries of
-//! a line may be alike (rows of one scale, rows without a gradient), so how far the estimate may be off is itself
-//! estimated from lines, not from entries.
+//! The block is cut into strata, and two random lines are drawn from each. Entries of a line may be alike (rows of
+//! one scale, rows without a gradient), so how far the estimate may be off is itself estimated from how the two lines
+//! of each stratum differ.
 
 use super::kernels::Bracket;
 use super::prefetch;
@@ -19,7 +19,7 @@ pub(super) const LINE: usize = 16;
 /// Lines whose memory is asked for before the first of them is needed.
 pub(super) const BATCH: usize = 32;
 /// Half the width of the bracket, in standard deviations of the estimate.
-pub(super) const SIGMAS: f64 = 4.0;
+pub(super) const SIGMAS: f64 = 3.5;
 /// Lines from which the deviation is estimated.
 const MOST_COUNTED_LINES: usize = 4096;
 
@@ -29,7 +29,7 @@ const MOST_COUNTED_LINES: usize = 4096;
 /// proportion, cost about as much each. The sum is smallest for n in proportion to len^(2/3).
 pub(super) fn lines(len: u64) -> usize {
     let keys = 1.5 * (len as f64).powf(2.0 / 3.0);
-    ((keys / LINE as f64) as u64).clamp(1, (len / LINE as u64).max(1)) as usize
+    2 * ((keys / (2 * LINE) as f64) as usize).max(1)
 }
 
 /// Not less than [`room`] for a block of up to this length, which is at least 4096.
@@ -43,13 +43,13 @@ pub(super) fn room(len: u64) -> usize {
     2 * (lines(len) * LINE + MAX_LANES)
 }
 
-/// Where the `i`-th of `lines` sampled lines of a range starts: a random one of its stratum, so that no period
-/// of the data can hide from the sample.
+/// Where the `i`-th of `lines` sampled lines of a range starts: a random place of its stratum, which it shares with one
+/// neighbour, so that no period of the data can hide from the sample.
 pub(super) fn line(range: Range, lines: usize, i: usize, key: SpanKey) -> u64 {
-    let (lines, i) = (lines as u64, i as u64);
+    let (strata, i) = (lines as u64 / 2, i as u64);
     let total = range.len / LINE as u64;
-    let first = i * total / lines;
-    let stratum = (i + 1) * total / lines - first;
+    let first = i / 2 * total / strata;
+    let stratum = (i / 2 + 1) * total / strata - first;
     let draw = u64::from(mix32(i as u32 ^ key.first));
     range.start + (first + draw % stratum) * LINE as u64
 }
@@ -184,8 +184,9 @@ impl<'a> Near<'a> {
 
 /// The standard deviation of the number of sampled keys from `estimate` on, of which there are about `share`.
 ///
-/// From the differences of neighbouring lines, which come from neighbouring strata (W. G. Cochran, Sampling
-/// Techniques, 3rd edition, 5A.12: collapsed strata); but not less than if all keys were independent.
+/// With two lines from each stratum, the squares of their differences add up to the variance of the sum (W. G.
+/// Cochran, Sampling Techniques, 3rd edition, 5.4); but it is not taken for less than half of what it were if all
+/// keys were independent.
 fn deviation(sample: &[u32], estimate: u32, share: f64) -> f64 {
     let lines = sample.len() / LINE;
     let pairs = lines / 2;
@@ -199,5 +200,5 @@ fn deviation(sample: &[u32], estimate: u32, share: f64) -> f64 {
     }
     let independent = sample.len() as f64 * share * (1.0 - share);
     let by_lines = sum as f64 * lines as f64 / (2 * counted.max(1)) as f64;
-    independent.max(by_lines).sqrt()
+    (independent / 2.0).max(by_lines).sqrt()
 }

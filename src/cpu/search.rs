@@ -82,7 +82,9 @@ impl Search<'_> {
         let (kernels, job, block) = (self.kernels, self.job, self.block);
         let capacity = keys.len();
         // SAFETY: the caller's promise.
-        let bracket = unsafe { sample::bracket(kernels, job, block, keys) };
+        let bracket = unsafe { self.bracket(keys)? };
+        // If all keys inside are the same, it is enough to count them.
+        let keeps = bracket.0 < bracket.1;
         let (above, inside) = (AtomicU64::new(0), AtomicUsize::new(0));
         let collected = Shared(keys.as_mut_ptr());
         let collect = |piece: usize| {
@@ -93,6 +95,9 @@ impl Search<'_> {
                 collect_piece(kernels, job, piece, bracket, |keys| {
                     let place = inside.fetch_add(keys.len(), Ordering::Relaxed);
                     let fits = place + keys.len() <= capacity;
+                    if !keeps {
+                        return true;
+                    }
                     if fits {
                         // SAFETY: these places were claimed by this thread alone.
                         let to = collected.0.add(place);
@@ -105,11 +110,43 @@ impl Search<'_> {
         };
         self.executor
             .for_each(self.pieces(), block.len, Incomplete::Finish, collect)?;
-        let inside = inside.into_inner();
+        let (above, inside) = (above.into_inner(), inside.into_inner());
+        if !keeps {
+            let found = above < job.rank && job.rank <= above + inside as u64;
+            return Ok(found.then_some(bracket.0));
+        }
         if inside > capacity {
             return Ok(None);
         }
-        Ok(settle(job.rank, above.into_inner(), &mut keys[..inside]))
+        Ok(settle(job.rank, above, &mut keys[..inside]))
+    }
+
+    /// Brackets the threshold by a sample; `room` is work space.
+    ///
+    /// # Safety
+    ///
+    /// As for [`threshold`].
+    unsafe fn bracket(&mut self, room: &mut [u32]) -> Result<Bracket> {
+        let (kernels, job, block) = (self.kernels, self.job, self.block);
+        let lines = sample::lines(block.len);
+        let (keys, candidates) = room.split_at_mut(lines * sample::LINE);
+        let gathers = lines.div_ceil(sample::BATCH);
+        let shared = Shared(keys.as_mut_ptr());
+        let gather = |i: usize| {
+            let shared = &shared;
+            let first = i * sample::BATCH;
+            let last = lines.min(first + sample::BATCH);
+            // SAFETY: the caller's promise; every item has lines of its own, and `keys` has room for all.
+            unsafe {
+                let to = shared.0.add(first * sample::LINE);
+                sample::gather(kernels, job, block, lines, (first, last), to);
+            }
+        };
+        self.executor
+            .for_each(gathers, block.len / 16, Incomplete::Finish, gather)?;
+        Ok(sample::bracket_of(
+            kernels, keys, candidates, job.rank, block.len, 0,
+        ))
     }
 
     /// The threshold, without any assumption.

@@ -210,14 +210,22 @@ impl Kernels {
 
     /// The loops of a tier, if the build and the processor have it.
     fn of(tier: CpuTier) -> Option<&'static Self> {
+        #[cfg(target_arch = "x86_64")]
+        let has_bmi = || {
+            std::arch::is_x86_feature_detected!("popcnt")
+                && std::arch::is_x86_feature_detected!("bmi1")
+                && std::arch::is_x86_feature_detected!("bmi2")
+        };
         match tier {
             CpuTier::Portable => Some(&portable::KERNELS),
             #[cfg(target_arch = "x86_64")]
-            CpuTier::Avx2 => (std::arch::is_x86_feature_detected!("avx2")
+            CpuTier::Avx2 => (has_bmi()
+                && std::arch::is_x86_feature_detected!("avx2")
                 && std::arch::is_x86_feature_detected!("f16c"))
             .then_some(&avx2::KERNELS),
             #[cfg(target_arch = "x86_64")]
-            CpuTier::Avx512 => (std::arch::is_x86_feature_detected!("avx512f")
+            CpuTier::Avx512 => (has_bmi()
+                && std::arch::is_x86_feature_detected!("avx512f")
                 && std::arch::is_x86_feature_detected!("avx512bw")
                 && std::arch::is_x86_feature_detected!("avx512dq")
                 && std::arch::is_x86_feature_detected!("avx512vl"))

@@ -43,13 +43,13 @@ pub const MOFO_ROUNDING_NEAREST: i32 = 0;
 /// Up or down at random, with probabilities that make the rounding unbiased.
 pub const MOFO_ROUNDING_STOCHASTIC: i32 = 1;
 
-/// The best that the machine has.
+/// The best that the machine has, unless the environment variable `MOFO_CPU_TIER` names another.
 pub const MOFO_CPU_TIER_BEST: i32 = 0;
 /// The baseline of the target: SSE2 on x86-64, NEON on aarch64.
 pub const MOFO_CPU_TIER_PORTABLE: i32 = 1;
-/// AVX2 with F16C (x86-64). This version does not have it: `MOFO_ERROR_UNSUPPORTED`.
+/// AVX2 with F16C and BMI (x86-64).
 pub const MOFO_CPU_TIER_AVX2: i32 = 2;
-/// AVX-512 F, BW, DQ and VL (x86-64). This version does not have it: `MOFO_ERROR_UNSUPPORTED`.
+/// AVX-512 F, BW, DQ and VL (x86-64).
 pub const MOFO_CPU_TIER_AVX512: i32 = 3;
 
 /// One task of a step; `i` is its number. The library passes it to the engine's `mofo_parallel_for`.
@@ -112,7 +112,10 @@ pub struct mofo_options {
     /// Threads of a step, the calling one included: 0 (default) is all that the process may use, 1 starts
     /// no thread; at most 1024. With `parallel_for`, into how many tasks a step is cut.
     pub num_threads: i32,
-    /// `MOFO_CPU_TIER_BEST` (default) or another `MOFO_CPU_TIER_…`. All give the same bits.
+    /// `MOFO_CPU_TIER_BEST` (default) or another `MOFO_CPU_TIER_…`. All give the same bits. A tier that the machine
+    /// lacks is `MOFO_ERROR_UNSUPPORTED`. With `MOFO_CPU_TIER_BEST`, and only then, the environment variable
+    /// `MOFO_CPU_TIER` can name a tier: "portable", "avx2" or "avx512"; unset or empty it names none, and anything
+    /// else is `MOFO_ERROR_INVALID_ARGUMENT`. `mofo_cpu_tier` tells which one is used.
     pub cpu_tier: i32,
     /// The engine's parallel loop, to be used instead of threads of the library's own. NULL (default):
     /// the library's own.

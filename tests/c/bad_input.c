@@ -667,7 +667,7 @@ static void step_args(struct scene *scene) {
         args.report = (mofo_step_report *)(void *)report;
         args.report_size = sizeof report - 8;
         check_refused(mofo_step(scene->optimizer, &args), MOFO_ERROR_INVALID_ARGUMENT,
-                      SAYS("mofo_step_report", "24", "32"));
+                      SAYS("mofo_step_report", "40", "48"));
         CHECK_BYTES(report, before, sizeof report);
         scene_unchanged(scene);
     }

@@ -127,6 +127,16 @@ static inline int check_status(int32_t got, int32_t expected, const char *call, 
     return got == expected;
 }
 
+/* A CPU tier that mofo_create has just refused because the machine lacks it: a failure if MOFO_REQUIRE_TIERS is 1. */
+static inline void check_missing_tier(int32_t tier) {
+    static const char *const names[] = {"best", "portable", "avx2", "avx512"};
+    const char *required = getenv("MOFO_REQUIRE_TIERS");
+    const int is_required = required != NULL && strcmp(required, "1") == 0;
+    CHECK(tier == MOFO_CPU_TIER_AVX2 || tier == MOFO_CPU_TIER_AVX512);
+    CHECK(!is_required);
+    SKIP("CPU tier %s is not on this machine: %s", names[tier], mofo_last_error());
+}
+
 /* The program's exit status. A program that neither checked nor skipped anything has failed. */
 static inline int check_finish(void) {
     printf("%d checks, %d failed, %d skipped\n", check_count, check_failures, check_skips);

@@ -1,5 +1,8 @@
 /* mofo_options: its defaults, and that every allowed value is taken. */
 
+/* setenv */
+#define _POSIX_C_SOURCE 200809L
+
 #include "buffers.h"
 
 static void defaults(void) {
@@ -76,35 +79,94 @@ static void range_ends(void) {
     ACCEPT(device_index, 12345);
 }
 
-/* BEST names a tier of this machine; every tier is either used as asked for or refused as unsupported. */
-static void cpu_tiers(void) {
+/* Whether the processor has what a tier needs, as far as the compiler can tell. */
+static int processor_has(int32_t tier) {
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (tier == MOFO_CPU_TIER_AVX2) {
+        return __builtin_cpu_supports("avx2");
+    }
+    if (tier == MOFO_CPU_TIER_AVX512) {
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    }
+#endif
+    return tier == MOFO_CPU_TIER_PORTABLE;
+}
+
+/* The tier of an optimizer that is created with this one, or the status. */
+static int32_t created_tier(int32_t cpu_tier) {
     mofo_options o = default_options();
     mofo_optimizer *optimizer = NULL;
-    int32_t tier;
-    int32_t best;
-    int32_t highest = 0;
-    REQUIRE_OK(mofo_create(&o, &optimizer));
-    best = mofo_cpu_tier(optimizer);
+    int32_t result;
+    o.cpu_tier = cpu_tier;
+    result = mofo_create(&o, &optimizer);
+    if (result == MOFO_OK) {
+        result = mofo_cpu_tier(optimizer);
+    } else {
+        CHECK(optimizer == NULL);
+    }
     mofo_destroy(optimizer);
+    return result;
+}
+
+/* BEST is the highest tier of this machine; every tier is either used as asked for or refused as unsupported. */
+static void cpu_tiers(void) {
+    int32_t tier;
+    int32_t highest = 0;
+    CHECK(unsetenv("MOFO_CPU_TIER") == 0);
     for (tier = MOFO_CPU_TIER_PORTABLE; tier <= MOFO_CPU_TIER_AVX512; tier++) {
-        int32_t status;
+        const int32_t found = created_tier(tier);
         CASE("tier %d", (int)tier);
-        o.cpu_tier = tier;
-        optimizer = NULL;
-        status = mofo_create(&o, &optimizer);
-        if (status == MOFO_OK) {
-            CHECK(mofo_cpu_tier(optimizer) == tier);
+        if (processor_has(tier) || found != MOFO_ERROR_UNSUPPORTED) {
+            CHECK(found == tier);
             highest = tier;
         } else {
-            CHECK(tier != MOFO_CPU_TIER_PORTABLE);
-            CHECK_STATUS(status, MOFO_ERROR_UNSUPPORTED);
-            CHECK(optimizer == NULL);
-            SKIP("CPU tier %d: %s", (int)tier, mofo_last_error());
+            CHECK_TEXT(mofo_last_error(), "cpu_tier");
+            check_missing_tier(tier);
         }
-        mofo_destroy(optimizer);
     }
     CASE("%s", "");
-    CHECK(best == highest);
+    CHECK(created_tier(MOFO_CPU_TIER_BEST) == highest);
+}
+
+/* MOFO_CPU_TIER decides where the options leave the tier open, and nowhere else. */
+static void cpu_tier_from_the_environment(void) {
+    static const struct {
+        const char *name;
+        int32_t tier;
+    } names[] = {
+        {"portable", MOFO_CPU_TIER_PORTABLE},
+        {"avx2", MOFO_CPU_TIER_AVX2},
+        {"avx512", MOFO_CPU_TIER_AVX512},
+    };
+    static const char *const unknown[] = {"best", "AVX2", "avx2 ", "sse2", "2", "\xff"};
+    int32_t best;
+    size_t i;
+    CHECK(unsetenv("MOFO_CPU_TIER") == 0);
+    best = created_tier(MOFO_CPU_TIER_BEST);
+    for (i = 0; i < sizeof names / sizeof names[0]; i++) {
+        const int32_t asked = created_tier(names[i].tier);
+        CASE("MOFO_CPU_TIER=%s", names[i].name);
+        CHECK(setenv("MOFO_CPU_TIER", names[i].name, 1) == 0);
+        CHECK(created_tier(MOFO_CPU_TIER_BEST) == asked);
+        if (asked == MOFO_ERROR_UNSUPPORTED) {
+            CHECK_TEXT(mofo_last_error(), "MOFO_CPU_TIER");
+        }
+        CHECK(created_tier(MOFO_CPU_TIER_PORTABLE) == MOFO_CPU_TIER_PORTABLE);
+        CHECK(created_tier(best) == best);
+    }
+    for (i = 0; i < sizeof unknown / sizeof unknown[0]; i++) {
+        CASE("MOFO_CPU_TIER=%s", unknown[i]);
+        CHECK(setenv("MOFO_CPU_TIER", unknown[i], 1) == 0);
+        CHECK_STATUS(created_tier(MOFO_CPU_TIER_BEST), MOFO_ERROR_INVALID_ARGUMENT);
+        CHECK_TEXT(mofo_last_error(), "MOFO_CPU_TIER");
+        CHECK(created_tier(MOFO_CPU_TIER_PORTABLE) == MOFO_CPU_TIER_PORTABLE);
+    }
+    CASE("%s", "an empty MOFO_CPU_TIER");
+    CHECK(setenv("MOFO_CPU_TIER", "", 1) == 0);
+    CHECK(created_tier(MOFO_CPU_TIER_BEST) == best);
+    CASE("%s", "");
+    CHECK(unsetenv("MOFO_CPU_TIER") == 0);
 }
 
 /* The struct can be thrown away after mofo_create. */
@@ -141,6 +203,7 @@ int main(void) {
     defaults();
     range_ends();
     cpu_tiers();
+    cpu_tier_from_the_environment();
     options_are_copied();
     return check_finish();
 }

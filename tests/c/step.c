@@ -333,7 +333,7 @@ static void threads_and_tiers(void) {
             options.num_threads = threads;
             CASE("tier %d, %d threads", (int)tier, (int)threads);
             if (mofo_create(&options, &optimizer) == MOFO_ERROR_UNSUPPORTED) {
-                SKIP("CPU tier %d: %s", (int)tier, mofo_last_error());
+                check_missing_tier(tier);
                 break;
             }
             actual = owned_tensor_copy(&options, &start);

@@ -1,13 +1,16 @@
 //! Runs steps through the library's Rust API and through the rule, and compares every bit.
 #![allow(dead_code)]
 
+use std::rc::Rc;
+
 use half::{bf16, f16};
 use mofo::rule::random::hash_name;
 use mofo::rule::scalars::{Hyper, gradient_factor};
 use mofo::rule::step::{Setup, StateMut, step};
 use mofo::rule::{convert, norm};
 use mofo::{
-    Dtype, GradRef, Optimizer, Options, ParamMut, StateDtype, StepArgs, TensorBinding, TensorSpec,
+    CpuTier, Dtype, GradRef, Optimizer, Options, ParamMut, StateDtype, StepArgs, StepReport,
+    TensorBinding, TensorSpec,
 };
 
 /// A small generator for test data (SplitMix64).
@@ -245,10 +248,10 @@ impl State {
 }
 
 /// Called around a step.
-pub type Hook = Option<Box<dyn Fn()>>;
+pub type Hook = Option<Rc<dyn Fn()>>;
 
 /// Some steps of an optimizer.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Case<'a> {
     pub options: Options,
     pub tensors: Vec<Tensor>,
@@ -261,8 +264,18 @@ pub struct Case<'a> {
 }
 
 impl Case<'_> {
-    /// Runs the case through the library and the rule; panics at the first difference.
-    pub fn check(mut self) {
+    /// Runs the case in each of these tiers.
+    pub fn check_in(&self, tiers: &[CpuTier]) {
+        for &tier in tiers {
+            let mut case = self.clone();
+            case.options.cpu_tier = Some(tier);
+            case.check();
+        }
+    }
+
+    /// Runs the case through the library and the rule; panics at the first difference. What the library reported of
+    /// each call.
+    pub fn check(mut self) -> Vec<StepReport> {
         let mut expected: Vec<Reference> = self
             .tensors
             .iter()
@@ -284,14 +297,16 @@ impl Case<'_> {
         if self.subsets.is_empty() {
             self.subsets.push((0..self.tensors.len()).collect());
         }
+        let mut reports = Vec::new();
         for step in 0..self.steps {
             for subset in self.subsets.clone() {
-                self.one_call(&mut optimizer, &mut expected, step, &subset);
+                reports.push(self.one_call(&mut optimizer, &mut expected, step, &subset));
             }
             for (index, (tensor, expected)) in self.tensors.iter().zip(&expected).enumerate() {
                 self.compare(&optimizer, index, tensor, expected, step);
             }
         }
+        reports
     }
 
     fn one_call(
@@ -300,7 +315,7 @@ impl Case<'_> {
         expected: &mut [Reference],
         step: usize,
         subset: &[usize],
-    ) {
+    ) -> StepReport {
         let factor = self.gradient_factor(step, subset);
         let mut selected = 0;
         for &index in subset {
@@ -332,6 +347,7 @@ impl Case<'_> {
             report.entries_selected, selected,
             "entries selected in step {step}"
         );
+        report
     }
 
     /// The rule's s: the norm over the subset's tensors in ascending order, and clipping.
@@ -363,9 +379,10 @@ impl Case<'_> {
     ) {
         let state = optimizer.tensor_state(index as u64).unwrap();
         let what = format!(
-            "{} ({} entries) after step {step}",
+            "{} ({} entries) after step {step} in tier {:?}",
             tensor.name,
-            tensor.numel()
+            tensor.numel(),
+            optimizer.cpu_tier()
         );
         let thresholds: Vec<u32> = state.thresholds.iter().map(|x| x.to_bits()).collect();
         assert!(
