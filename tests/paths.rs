@@ -546,7 +546,6 @@ unsafe extern "C" fn scattered(_: *mut c_void, n: i64, task: Task, task_ctx: *mu
 
 #[test]
 fn the_engines_own_threads() {
-    // With 64 tasks there is little room for notes left beside what the tasks have taken: each block is a wave.
     let functions = [backwards, scattered as mofo::ParallelForFunction];
     for forced in [PATHS[0], PATHS[1], PATHS[2], PATHS[5]] {
         for (function, num_threads) in [(0, 1), (0, 5), (1, 5), (0, 64)] {
@@ -567,30 +566,36 @@ fn the_engines_own_threads() {
 
 #[test]
 fn blocks_of_more_than_one_wave() {
-    for (forced, num_threads) in [(PATHS[0], 1), (PATHS[1], 2), (PATHS[4], 3)] {
-        let mut one = normal(300 * 4099, Dtype::BF16, 1);
-        one.num_blocks = 300;
-        let options = Options {
-            num_threads,
-            update_fraction: 0.5,
-            ..on_one_thread()
-        };
-        let reports = check(
-            forced,
-            Case {
-                options,
-                tensors: vec![one, normal(5003, Dtype::F32, 2)],
-                steps: 2,
-                ..Case::default()
+    // SAFETY: the function may be called from any thread, and returns after all tasks.
+    let engine = unsafe { ParallelFor::new(backwards, std::ptr::null_mut()) };
+    // Where there are many threads, what they have taken for notes leaves a wave fewer blocks.
+    for (forced, num_threads, parallel_for, num_blocks) in [
+        (PATHS[0], 2, None, 450),
+        (PATHS[0], 64, Some(engine), 200),
+        (PATHS[1], 64, Some(engine), 200),
+        (PATHS[4], 64, Some(engine), 200),
+    ] {
+        let mut one = normal(num_blocks * 4099, Dtype::BF16, 1);
+        one.num_blocks = num_blocks;
+        let case = Case {
+            options: Options {
+                num_threads,
+                parallel_for,
+                update_fraction: 0.5,
+                ..on_one_thread()
             },
-        );
-        let (blocks, failed) = estimates(&reports);
-        assert_eq!(blocks, 2 * 301);
+            tensors: vec![one, normal(5003, Dtype::F32, 2)],
+            steps: 2,
+            ..Case::default()
+        };
+        let (blocks, failed) = estimates(&check(forced, case));
+        assert_eq!(blocks, 2 * (num_blocks as u64 + 1));
         if fails(forced) {
             // One of hundreds of blocks may be guessed exactly.
             assert!(failed + 10 > blocks, "{forced:?}: {failed}");
         } else {
-            assert_eq!(failed, 0);
+            // Or a good estimate be wrong.
+            assert!(failed < 5, "{forced:?}: {failed}");
         }
     }
 }

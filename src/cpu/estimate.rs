@@ -10,6 +10,7 @@
 //! nearly always; where it cannot, which the first pass sees, the parameter does not move yet and is noted, too.
 //! Where there is no room for notes, nothing of a tile moves until the threshold is known.
 
+use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use super::executor::{Executor, Incomplete};
@@ -34,8 +35,11 @@ use crate::rule::select::kth_largest;
 pub(super) const TILE: u64 = 1 << 12;
 /// Lines that a thread samples at a time.
 const GATHERED: usize = 128;
-/// Blocks are stepped in waves of about this many words of notes (8 MiB), so that the work space stays bounded.
-const WAVE_WORDS: usize = 1 << 21;
+/// Blocks are stepped in waves that need no more words than this (12 MiB) unless one block alone does, so that the
+/// work space stays bounded.
+const WAVE_WORDS: usize = 3 << 20;
+/// Where very many threads leave less of it, a wave has so many words for the blocks all the same.
+const LEAST_WAVE_WORDS: usize = 1 << 19;
 /// How many more entries may be open than a good estimate leaves open.
 const OPEN_RESERVE: f64 = 3.0;
 /// Besides, one of this many may be noted because its old value would be lost.
@@ -120,6 +124,11 @@ impl Wave {
         self.search_words = self.search_words.max(search_words(len));
     }
 
+    /// True if a wave for this many threads need not be larger.
+    fn is_full(&self, threads: usize) -> bool {
+        self.words() > WAVE_WORDS.max(Self::empty(0, threads).words() + LEAST_WAVE_WORDS)
+    }
+
     /// Without a block, but with the chunks that threads have not filled.
     fn empty(first_block: usize, threads: usize) -> Self {
         Self {
@@ -172,7 +181,7 @@ impl Estimates {
             for start in (0..job.numel).step_by(len as usize) {
                 let mut next = wave;
                 next.add(len);
-                if wave.num_blocks > 0 && next.words() > WAVE_WORDS {
+                if wave.num_blocks > 0 && next.is_full(threads) {
                     try_reserve_one(&mut self.waves, "the estimates")?;
                     self.waves.push(wave);
                     wave = Wave::empty(self.blocks.len(), threads);
@@ -245,7 +254,7 @@ pub(super) fn bytes_bound(numel: u64, num_blocks: u64, threads: usize) -> u64 {
     }
     let mut wave = Wave::empty(0, threads);
     let mut words = 0;
-    while wave.num_blocks < num_blocks as usize && words <= WAVE_WORDS {
+    while wave.num_blocks < num_blocks as usize && !wave.is_full(threads) {
         wave.add(len);
         words = wave.words();
     }
@@ -675,36 +684,55 @@ impl<'a> WaveRun<'a> {
         unsafe {
             let notes = self.notes_of(tile);
             let threshold = block.threshold(self.jobs).read().max(1);
-            let moves = |i: usize| notes.keys[i] >= threshold;
             self.prefetch_params(tile + AHEAD);
-            let mut moved = 0;
-            for i in (0..notes.keys.len()).filter(|&i| moves(i)) {
-                write_param(job, entry(start, notes.entries[i]), notes.values[i]);
-                moved += 1;
+            if !job.master.is_null() {
+                let moves = |i: &usize| notes.keys[*i] >= threshold;
+                for i in (0..notes.keys.len()).filter(moves) {
+                    write_param(job, entry(start, notes.entries[i]), notes.values[i]);
+                }
+            } else if job.param_dtype == Dtype::F32 {
+                write_some(job.param.cast::<u32>(), start, &notes, threshold, |bits| {
+                    bits
+                });
+            } else {
+                write_some(job.param.cast::<u16>(), start, &notes, threshold, |bits| {
+                    bits as u16
+                });
             }
-            moved
+            let moved = |key: &u32| u64::from(*key >= threshold);
+            notes.keys.iter().map(moved).sum()
         }
     }
 
-    /// Asks for the noted parameters of a tile, if there is such a tile: they are far apart, and to wait for each
-    /// of them takes longer than all the rest.
+    /// Asks for the noted parameters of a tile that will move, if there is such a tile: they are far apart, and to
+    /// wait for each of them takes longer than all the rest.
     ///
     /// # Safety
     ///
-    /// The pass is over.
+    /// The pass is over, and the thresholds are known.
     unsafe fn prefetch_params(&self, tile: usize) {
         if tile >= self.wave.tiles {
             return;
         }
         let block = &self.blocks[self.block_of(0, tile)];
         let (job, start) = (&self.jobs[block.job], block.tile(tile).start);
-        // SAFETY: the tile was written (the caller's promise), its entries are not written any more.
-        let entries = unsafe {
+        // SAFETY: the tile was written (the caller's promise); its entries and keys are not written any more.
+        let (entries, keys, threshold) = unsafe {
             let tile = self.tiles.0.add(tile).read();
-            &*self.notes[0].slice(tile.first_note, tile.num_notes as usize)
+            let (first, len) = (tile.first_note, tile.num_notes as usize);
+            let threshold = block.threshold(self.jobs).read();
+            (
+                &*self.notes[0].slice(first, len),
+                &*self.notes[1].slice(first, len),
+                threshold,
+            )
         };
-        for &noted in entries {
-            prefetch(param_at(job, entry(start, noted)));
+        for (&noted, &key) in entries.iter().zip(keys) {
+            let places = [
+                entries.as_ptr().cast(),
+                param_at(job, entry(start, noted)).cast_const(),
+            ];
+            prefetch(places[usize::from(key >= threshold)]);
         }
     }
 
@@ -805,6 +833,31 @@ fn job_after_step(job: &Job) -> Job {
 /// The index of a noted entry of the tile that starts at `start`.
 fn entry(start: u64, noted: u32) -> u64 {
     start + u64::from(noted.wrapping_sub(start as u32))
+}
+
+/// Writes the noted parameters that reach the threshold. About every other one does, so that the processor would guess
+/// wrong half of the time: instead of a branch, the others are written to a place of no importance.
+///
+/// # Safety
+///
+/// The noted entries lie within the tensor whose parameters these are, and nobody else uses them.
+unsafe fn write_some<T>(
+    params: *mut T,
+    start: u64,
+    notes: &TileNotes<'_>,
+    threshold: u32,
+    value: impl Fn(u32) -> T,
+) {
+    let mut unimportant = MaybeUninit::<T>::uninit();
+    let values = notes.values.iter();
+    for ((&noted, &key), &bits) in notes.entries.iter().zip(&*notes.keys).zip(values) {
+        let places = [
+            unimportant.as_mut_ptr(),
+            params.wrapping_add(entry(start, noted) as usize),
+        ];
+        // SAFETY: either the caller's promise, or a local.
+        unsafe { places[usize::from(key >= threshold)].write(value(bits)) };
+    }
 }
 
 /// Where a parameter is, the master copy if there is one.
@@ -993,4 +1046,70 @@ fn bracket_by(sample: &mut [u32], (low, high): (u32, u32), share: f64) -> (u32, 
         high
     };
     (inner_low, inner_high)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rule::random::mix64;
+
+    /// Cuts keys into runs of up to `longest`, some of them empty.
+    fn cut(keys: &[u32], longest: u64) -> Vec<&[u32]> {
+        let (mut runs, mut rest) = (Vec::new(), keys);
+        while !rest.is_empty() {
+            let len = mix64(rest.len() as u64) % (longest + 1);
+            let (run, others) = rest.split_at(rest.len().min(len as usize));
+            runs.push(run);
+            rest = others;
+            if len == 0 {
+                let (run, others) = rest.split_at(1);
+                runs.push(run);
+                rest = others;
+            }
+        }
+        runs
+    }
+
+    /// Compares some ranks with a sort.
+    fn check(keys: &[u32], longest_run: u64, room: usize) {
+        let kernels = Kernels::choose(None).unwrap();
+        let mut sorted = keys.to_vec();
+        sorted.sort_unstable_by(|a, b| b.cmp(a));
+        let runs = cut(keys, longest_run);
+        let count = keys.len() as u64;
+        let drawn = (0..6).map(|i| 1 + mix64(count + i) % count);
+        for rank in [1, 2, count / 2, count - 1, count].into_iter().chain(drawn) {
+            let rank = rank.clamp(1, count);
+            let mut room = vec![0; room];
+            let found = kth_of_runs(kernels, || runs.iter().copied(), count, rank, &mut room);
+            let expected = sorted[rank as usize - 1];
+            assert_eq!(
+                found,
+                expected,
+                "rank {rank} of {count}, room for {}",
+                room.len()
+            );
+        }
+    }
+
+    #[test]
+    fn the_kth_key_of_runs_is_that_of_a_sort() {
+        let kinds: [fn(u64) -> u32; 7] = [
+            |i| mix64(i) as u32 % INFINITE,
+            |i| 1_000_000 + mix64(i) as u32 % 1000,
+            |i| [3, 5, 7][mix64(i) as usize % 3],
+            |i| u32::from(mix64(i).is_multiple_of(100)),
+            |i| i as u32,
+            |i| INFINITE - i as u32,
+            |_| 12345,
+        ];
+        for kind in kinds {
+            for count in [1, 2, 17, 1000, 5000, 40_000] {
+                let keys: Vec<u32> = (0..count).map(kind).collect();
+                for (longest_run, room) in [(3, 64), (100, 200), (5000, 3000), (100_000, 30_000)] {
+                    check(&keys, longest_run, room);
+                }
+            }
+        }
+    }
 }

@@ -189,7 +189,9 @@ impl Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ParallelFor;
     use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::Mutex;
 
     const ENTRIES: u64 = 1 << 20;
 
@@ -215,6 +217,67 @@ mod tests {
                 .unwrap();
             assert!(runs.iter().all(|runs| runs.load(Ordering::Relaxed) == 1));
         }
+    }
+
+    /// A strand's state: how many items it ran.
+    fn strands_of(executor: &mut Executor) -> Vec<usize> {
+        const ITEMS: usize = 1000;
+        let runs: Vec<AtomicUsize> = (0..ITEMS).map(|_| AtomicUsize::new(0)).collect();
+        let finished = Mutex::new(Vec::new());
+        let started = AtomicUsize::new(0);
+        executor
+            .for_each_with(
+                ITEMS,
+                ENTRIES,
+                Incomplete::Finish,
+                || {
+                    started.fetch_add(1, Ordering::Relaxed);
+                    0
+                },
+                |ran, i| {
+                    *ran += 1;
+                    runs[i].fetch_add(1, Ordering::Relaxed);
+                },
+                |ran| finished.lock().unwrap().push(ran),
+            )
+            .unwrap();
+        assert!(runs.iter().all(|runs| runs.load(Ordering::Relaxed) == 1));
+        let finished = finished.into_inner().unwrap();
+        assert_eq!(finished.len(), started.into_inner());
+        assert_eq!(finished.iter().sum::<usize>(), ITEMS);
+        finished
+    }
+
+    #[test]
+    fn every_strand_finishes_once_with_what_it_ran() {
+        for num_threads in [1, 2, 5] {
+            let strands = strands_of(&mut executor(num_threads));
+            assert_eq!(strands.len(), num_threads);
+        }
+    }
+
+    #[test]
+    fn the_calling_thread_is_a_strand_for_the_tasks_that_an_engine_leaves_out() {
+        /// Every other task.
+        unsafe extern "C" fn lazy(
+            _: *mut std::ffi::c_void,
+            n: i64,
+            task: crate::config::Task,
+            task_ctx: *mut std::ffi::c_void,
+        ) {
+            for i in (0..n).step_by(2) {
+                // SAFETY: the library's own task and context.
+                unsafe { task(task_ctx, i) };
+            }
+        }
+        let options = Options {
+            num_threads: 5,
+            // SAFETY: the function may be called from any thread, and keeps nothing.
+            parallel_for: Some(unsafe { ParallelFor::new(lazy, std::ptr::null_mut()) }),
+            ..Options::default()
+        };
+        let strands = strands_of(&mut Executor::new(&options).unwrap());
+        assert_eq!(strands.len(), 3 + 1);
     }
 
     #[test]

@@ -202,3 +202,99 @@ fn deviation(sample: &[u32], estimate: u32, share: f64) -> f64 {
     let by_lines = sum as f64 * lines as f64 / (2 * counted.max(1)) as f64;
     (independent / 2.0).max(by_lines).sqrt()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rule::random::{Key, Stream, mix64};
+
+    /// The keys on the lines that a step draws from a block.
+    fn draw(keys: &[u32], step: u64) -> Vec<u32> {
+        let range = Range {
+            start: 0,
+            len: keys.len() as u64,
+        };
+        let key = Key::new(1, 2, step, Stream::Filter).span(0);
+        let lines = lines(range.len);
+        (0..lines)
+            .map(|i| line(range, lines, i, key) as usize)
+            .flat_map(|start| keys[start..start + LINE].iter().copied())
+            .collect()
+    }
+
+    /// In how many of `STEPS` samples the bracket holds the `rank`-th largest key, and the largest share of all keys
+    /// that a bracket held. A hint, right or wrong, must not matter.
+    fn brackets(keys: &[u32], rank: usize) -> (u64, f64) {
+        let kernels = Kernels::choose(None).unwrap();
+        let threshold = kth_largest(&mut keys.to_vec(), rank);
+        let len = keys.len() as u64;
+        let (mut hits, mut most) = (0, 0f64);
+        for step in 0..STEPS {
+            let sample = draw(keys, step);
+            let mut room = vec![0; sample.len() + MAX_LANES];
+            let hints = [
+                0,
+                threshold,
+                threshold / 2,
+                (threshold + OCTAVE - 1).min(INFINITE),
+                1,
+                INFINITE,
+            ];
+            let [found, others @ ..] =
+                hints.map(|hint| bracket_of(kernels, &sample, &mut room, rank as u64, len, hint));
+            assert!(others.iter().all(|&other| other == found));
+            let (low, high) = found;
+            assert!(low <= high);
+            hits += u64::from((low..=high).contains(&threshold));
+            let inside = keys.iter().filter(|key| (low..=high).contains(key)).count();
+            most = most.max(inside as f64 / len as f64);
+        }
+        (hits, most)
+    }
+
+    const STEPS: u64 = 100;
+
+    #[test]
+    fn nearly_every_bracket_holds_the_threshold() {
+        let normal = |i: u64| (mix64(i) as f32 / 1e10).to_bits();
+        let kinds: [&dyn Fn(u64) -> u32; 7] = [
+            &normal,
+            // Ascending.
+            &|i| (i as f32).to_bits(),
+            // Rows of one scale each.
+            &|i| (f32::from_bits(normal(i)) * (mix64(i / 256) % 1000) as f32).to_bits(),
+            // Rows without a gradient.
+            &|i| if i / 64 % 4 == 3 { normal(i) } else { 0 },
+            // Ties, with the threshold in the middle of them.
+            &|i| [0x3F00_0000, 0x3F40_0000][usize::from(mix64(i).is_multiple_of(5))],
+            &|_| 0x3F00_0000,
+            &|_| 0,
+        ];
+        for (number, kind) in kinds.into_iter().enumerate() {
+            for len in [40_007, 150_000] {
+                let keys: Vec<u32> = (0..len).map(kind).collect();
+                for rank in [1, len / 100, len / 10, len / 2, len - 1] {
+                    let (hits, _) = brackets(&keys, rank as usize);
+                    assert!(
+                        hits + STEPS / 20 >= STEPS,
+                        "kind {number}, rank {rank} of {len}: {hits} of {STEPS}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_bracket_of_ordinary_keys_holds_few_of_them() {
+        let len = 300_000;
+        let keys: Vec<u32> = (0..len)
+            .map(|i| (mix64(i) as f32 / 1e10).to_bits())
+            .collect();
+        for (fraction, limit) in [(0.01, 0.02), (0.1, 0.05), (0.5, 0.12)] {
+            let rank = (fraction * len as f64) as usize;
+            let (hits, most) = brackets(&keys, rank);
+            assert!(hits + 1 >= STEPS, "{hits}");
+            assert!(most < limit, "{fraction}: {most}");
+        }
+    }
+}

@@ -18,6 +18,8 @@ pub(super) struct Kernels {
     pub(super) sift: unsafe fn(*const u32, usize, Bracket, *mut u32) -> Collected,
     pub(super) sum_of_squares: unsafe fn(&Job, u64, usize) -> f64,
     pub(super) start_master: unsafe fn(&Job, u64, u64),
+    #[cfg(test)]
+    check_operations: unsafe fn(),
 }
 
 /// Calls `$function::<Param, Moment>` for the types of a job.
@@ -67,6 +69,8 @@ macro_rules! tier {
                 sift,
                 sum_of_squares,
                 start_master,
+                #[cfg(test)]
+                check_operations,
             };
 
             $(#[target_feature(enable = $features)])?
@@ -152,6 +156,12 @@ macro_rules! tier {
                         _ => kernels::start_master::<V, F16>(job, start, len),
                     }
                 }
+            }
+
+            #[cfg(test)]
+            $(#[target_feature(enable = $features)])?
+            unsafe fn check_operations() {
+                crate::cpu::vector::tests::check::<V>();
             }
         }
     };
@@ -250,6 +260,7 @@ impl Kernels {
 mod tests {
     use half::bf16;
 
+    use super::super::vector::MAX_LANES;
     use super::*;
     use crate::backend::RandomKeys;
     use crate::config::{Filter, Rounding, WeightDecayScope};
@@ -338,20 +349,53 @@ mod tests {
         }
     }
 
+    /// The loops of all tiers that are here; the others are named out loud.
+    fn every_tier() -> Vec<&'static Kernels> {
+        let mut found = Vec::new();
+        for tier in [CpuTier::Portable, CpuTier::Avx2, CpuTier::Avx512] {
+            match Kernels::of(tier) {
+                Some(kernels) => found.push(kernels),
+                None => {
+                    let required = std::env::var_os("MOFO_REQUIRE_TIERS");
+                    assert!(
+                        required.is_none_or(|value| value != "1"),
+                        "{tier:?} is required"
+                    );
+                    eprintln!("skipped: CPU tier {tier:?} is not on this machine");
+                }
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn every_operation_does_in_each_lane_what_the_rule_does() {
+        for kernels in every_tier() {
+            // SAFETY: the processor has the tier.
+            unsafe { (kernels.check_operations)() };
+        }
+    }
+
     #[test]
     fn indices_beyond_32_bits() {
-        let kernels = Kernels::choose(None).unwrap();
+        for kernels in every_tier() {
+            keys_beyond_32_bits(kernels);
+            step_beyond_32_bits(kernels);
+            step_with_notes_beyond_32_bits(kernels);
+        }
+    }
+
+    fn keys_beyond_32_bits(kernels: &Kernels) {
         let mut window = Window::new();
         let job = window.job();
-        let expected: Vec<_> = (0..ENTRIES).map(|i| window.expected(&job, i)).collect();
-        let all_keys: Vec<u32> = expected.iter().map(|entry| entry.3).collect();
+        let all_keys: Vec<u32> = (0..ENTRIES).map(|i| window.expected(&job, i).3).collect();
 
-        let mut keys = [0u32; ENTRIES];
-        // SAFETY: only the entries of the window are touched, and `keys` has room for them.
+        let mut keys = [0u32; ENTRIES + MAX_LANES];
+        // SAFETY: only the entries of the window are touched, and `keys` has room for them and a group more.
         unsafe { (kernels.keys)(&job, FIRST, ENTRIES, keys.as_mut_ptr()) };
-        assert_eq!(keys[..], all_keys);
+        assert_eq!(keys[..ENTRIES], all_keys);
 
-        let mut sorted = all_keys.clone();
+        let mut sorted = all_keys;
         sorted.sort_unstable();
         let bracket = (sorted[30], sorted[60]);
         // SAFETY: as above.
@@ -359,22 +403,125 @@ mod tests {
         assert_eq!((found.above, found.inside), (39, 31));
         keys[..31].sort_unstable();
         assert_eq!(keys[..31], sorted[30..=60]);
+    }
 
+    /// The rule's entries, and their keys in ascending order.
+    fn expected_entries(window: &Window, job: &Job) -> (Vec<(u16, u16, u16, u32)>, Vec<u32>) {
+        let expected: Vec<_> = (0..ENTRIES).map(|i| window.expected(job, i)).collect();
+        let mut sorted: Vec<u32> = expected.iter().map(|entry| entry.3).collect();
+        sorted.sort_unstable();
+        (expected, sorted)
+    }
+
+    /// Checks moments, and parameters of which those with these keys have moved.
+    fn compare(
+        window: &Window,
+        before: &[bf16],
+        expected: &[(u16, u16, u16, u32)],
+        moves: impl Fn(u32) -> bool,
+    ) {
+        for (i, &(m, v, p, key)) in expected.iter().enumerate() {
+            assert_eq!(window.exp_avg[i].to_bits(), m, "exp_avg {i}");
+            assert_eq!(window.exp_avg_sq[i].to_bits(), v, "exp_avg_sq {i}");
+            let p = if moves(key) { p } else { before[i].to_bits() };
+            assert_eq!(window.param[i].to_bits(), p, "param {i}");
+        }
+    }
+
+    fn step_beyond_32_bits(kernels: &Kernels) {
+        let mut window = Window::new();
+        let job = window.job();
+        let (expected, sorted) = expected_entries(&window, &job);
         let threshold = sorted[50];
         let before = window.param.clone();
-        // SAFETY: as above.
+        // SAFETY: only the entries of the window are touched.
         let moved =
             unsafe { (kernels.step)(&job, FIRST, ENTRIES as u64, Bounds::at(threshold), None) };
         assert_eq!(moved, 50);
-        for (i, (m, v, p, key)) in expected.into_iter().enumerate() {
-            assert_eq!(window.exp_avg[i].to_bits(), m, "exp_avg {i}");
-            assert_eq!(window.exp_avg_sq[i].to_bits(), v, "exp_avg_sq {i}");
-            let p = if key >= threshold {
-                p
-            } else {
-                before[i].to_bits()
-            };
-            assert_eq!(window.param[i].to_bits(), p, "param {i}");
+        compare(&window, &before, &expected, |key| key >= threshold);
+    }
+
+    /// A pass that leaves some entries open; then corrections to thresholds above and below what moved.
+    fn step_with_notes_beyond_32_bits(kernels: &Kernels) {
+        let mut window = Window::new();
+        let job = window.job();
+        let (expected, sorted) = expected_entries(&window, &job);
+        let before = window.param.clone();
+        let bounds = Bounds {
+            possible: sorted[30],
+            certain: sorted[60],
+        };
+        let [mut entries, mut keys, mut values] = [[0u32; ENTRIES + MAX_LANES]; 3];
+        let mut notes = Notes {
+            entries: entries.as_mut_ptr(),
+            keys: keys.as_mut_ptr(),
+            values: values.as_mut_ptr(),
+            count: 0,
+        };
+        // SAFETY: only the entries of the window are touched; there is room for their notes and a group more.
+        let moved =
+            unsafe { (kernels.step)(&job, FIRST, ENTRIES as u64, bounds, Some(&mut notes)) };
+        let count = notes.count;
+        let index = |noted: u32| noted.wrapping_sub(FIRST as u32) as usize;
+        let noted: Vec<usize> = entries[..count].iter().map(|&entry| index(entry)).collect();
+        for (note, &i) in noted.iter().enumerate() {
+            let (_, _, p, key) = expected[i];
+            assert!(key >= bounds.possible, "{i} is noted");
+            assert_eq!(keys[note], key, "key of {i}");
+            assert_eq!(values[note] as u16, p, "value of {i}");
+        }
+        for (i, &(_, _, _, key)) in expected.iter().enumerate() {
+            let times = noted.iter().filter(|&&noted| noted == i).count();
+            let open = bounds.possible <= key && key < bounds.certain;
+            assert!(
+                times == 1 || !open && times == 0,
+                "{i} is noted {times} times"
+            );
+        }
+        let certain_notes = keys[..count]
+            .iter()
+            .filter(|&&key| key >= bounds.certain)
+            .count();
+        assert_eq!(moved as usize + certain_notes, 40);
+        assert!(certain_notes < 30, "most old values can be computed again");
+        let waits = |key: u32| keys[..count].contains(&key);
+        compare(&window, &before, &expected, |key| {
+            key >= bounds.certain && !waits(key)
+        });
+
+        // The moments stay as they are now.
+        let stored = Job {
+            scalars: Scalars {
+                b1: 1.0,
+                c1: 0.0,
+                b2: 1.0,
+                c2: 0.0,
+                ..job.scalars
+            },
+            ..job
+        };
+        // What the notes say about certain entries is not for `settle` to see.
+        for (&i, &value) in noted.iter().zip(&values) {
+            if expected[i].3 >= bounds.certain {
+                window.param[i] = bf16::from_bits(value as u16);
+            }
+        }
+        let mut moved_from = bounds.certain;
+        for rank in [20, 90, 60] {
+            let threshold = sorted[rank];
+            let restore: Vec<usize> = (0..ENTRIES)
+                .filter(|&i| waits(expected[i].3) && expected[i].3 >= bounds.certain)
+                .filter(|&i| expected[i].3 < threshold)
+                .collect();
+            // SAFETY: as above.
+            let moves =
+                unsafe { (kernels.settle)(&stored, FIRST, ENTRIES as u64, moved_from, threshold) };
+            assert_eq!(moves as usize, ENTRIES - rank);
+            for i in restore {
+                window.param[i] = before[i];
+            }
+            compare(&window, &before, &expected, |key| key >= threshold);
+            moved_from = threshold;
         }
     }
 }
