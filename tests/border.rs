@@ -4,7 +4,8 @@
 //! They need a Unix: POSIX threads, fork and dlopen.
 //!
 //! - `MOFO_SANITIZE=address,undefined` compiles them with these sanitizers;
-//! - `MOFO_VALGRIND=1` runs them, with shorter loops, under valgrind.
+//! - `MOFO_VALGRIND=1` runs them, with shorter loops, under valgrind;
+//! - `MOFO_REQUIRE_TIERS=1` makes a CPU tier that the machine lacks a failure.
 
 #![cfg(unix)]
 

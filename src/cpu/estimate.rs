@@ -850,7 +850,7 @@ unsafe fn write_some<T>(
 ) {
     let mut unimportant = MaybeUninit::<T>::uninit();
     let values = notes.values.iter();
-    for ((&noted, &key), &bits) in notes.entries.iter().zip(&*notes.keys).zip(values) {
+    for ((&noted, &key), &bits) in notes.entries.iter().zip(notes.keys.iter()).zip(values) {
         let places = [
             unimportant.as_mut_ptr(),
             params.wrapping_add(entry(start, noted) as usize),

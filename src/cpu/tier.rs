@@ -271,6 +271,9 @@ mod tests {
     const ENTRIES: usize = 100;
     const FIRST: u64 = (1 << 32) - 37;
 
+    /// The bits of an entry's moments and parameter after a step that moves it, and its key.
+    type Stepped = (u16, u16, u16, u32);
+
     /// Buffers of which only the entries from `FIRST` on exist: nobody has memory for the others.
     struct Window {
         param: Vec<bf16>,
@@ -330,7 +333,7 @@ mod tests {
         }
 
         /// The rule's moments, parameter and key of the `i`-th entry, if it moves.
-        fn expected(&self, job: &Job, i: usize) -> (u16, u16, u16, u32) {
+        fn expected(&self, job: &Job, i: usize) -> Stepped {
             let index = FIRST + i as u64;
             let (m, v) = entry::moments(
                 self.grad[i],
@@ -406,7 +409,7 @@ mod tests {
     }
 
     /// The rule's entries, and their keys in ascending order.
-    fn expected_entries(window: &Window, job: &Job) -> (Vec<(u16, u16, u16, u32)>, Vec<u32>) {
+    fn expected_entries(window: &Window, job: &Job) -> (Vec<Stepped>, Vec<u32>) {
         let expected: Vec<_> = (0..ENTRIES).map(|i| window.expected(job, i)).collect();
         let mut sorted: Vec<u32> = expected.iter().map(|entry| entry.3).collect();
         sorted.sort_unstable();
@@ -417,7 +420,7 @@ mod tests {
     fn compare(
         window: &Window,
         before: &[bf16],
-        expected: &[(u16, u16, u16, u32)],
+        expected: &[Stepped],
         moves: impl Fn(u32) -> bool,
     ) {
         for (i, &(m, v, p, key)) in expected.iter().enumerate() {

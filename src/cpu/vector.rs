@@ -313,7 +313,7 @@ pub(super) mod tests {
             .collect();
         // Subnormal f16, and the midpoints between them.
         patterns.extend((0..4096).map(|i| (i as f32 * 2f32.powi(-26)).to_bits()));
-        patterns.extend((0..512).map(|i| mix(i)));
+        patterns.extend((0..512).map(mix));
         // A multiple of all lanes.
         patterns.resize(patterns.len().next_multiple_of(MAX_LANES), 0x7FC0_0000);
         patterns
