@@ -492,7 +492,8 @@ typedef struct mofo_step_report {
      */
     uint64_t blocks_estimated;
     /**
-     * Those of them whose estimate was wrong. The result is exact all the same, but took longer.
+     * Those of them whose estimate was wrong, or left so much open that there was no room for it. The result is
+     * exact all the same, but took longer. Of all that a step reports, only this may depend on the threads.
      */
     uint64_t estimates_failed;
 } mofo_step_report;

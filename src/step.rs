@@ -74,7 +74,8 @@ pub struct StepReport {
     pub skipped: bool,
     /// Blocks whose threshold the step estimated from a sample, and settled after the pass over them.
     pub blocks_estimated: u64,
-    /// Those of them whose estimate was wrong. Their thresholds are exact all the same, but took longer.
+    /// Those of them whose estimate was wrong, or left so much open that there was no room for it. Their thresholds
+    /// are exact all the same, but took longer. Of all that a step reports, only this may depend on the threads.
     pub estimates_failed: u64,
 }
 

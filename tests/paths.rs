@@ -292,6 +292,25 @@ fn estimates_that_are_wrong_are_reported_and_others_are_not() {
     }
 }
 
+/// The threshold is zero, or the value of all entries; what is noted tells as much.
+#[test]
+fn fewer_gradients_than_may_move_and_equal_ones_fail_no_estimate() {
+    for gradients in [
+        Gradients::AllZero,
+        Gradients::FewNonzero,
+        Gradients::AllEqual,
+    ] {
+        let weights = (Dtype::F32, Weights::Normal);
+        let case = Case {
+            options: on_one_thread(),
+            tensors: vec![tensor(9001, weights, (Dtype::F32, gradients), 1)],
+            steps: 3,
+            ..Case::default()
+        };
+        assert_eq!(estimates(&check(PATHS[0], case)), (3, 0), "{gradients:?}");
+    }
+}
+
 #[test]
 fn small_blocks_and_decay_of_every_entry_need_no_estimate() {
     for (forced, weight_decay_scope, update_fraction) in [

@@ -77,6 +77,8 @@ struct Block {
     /// What is left to do until the sample and the pass are complete.
     gathers_left: AtomicUsize,
     tiles_left: AtomicUsize,
+    /// Its share of the room for notes.
+    most_notes: u64,
     possible: AtomicU32,
     certain: AtomicU32,
     /// Entries that moved, and notes.
@@ -287,6 +289,7 @@ impl Block {
             first_key: wave.sample_words,
             gathers_left: AtomicUsize::new(lines.div_ceil(GATHERED)),
             tiles_left: AtomicUsize::new(range.len.div_ceil(TILE) as usize),
+            most_notes: note_capacity(range.len) as u64,
             possible: AtomicU32::new(0),
             certain: AtomicU32::new(0),
             moved: AtomicU64::new(0),
@@ -341,6 +344,15 @@ impl Words {
             start: words.as_mut_ptr(),
             len: words.len(),
         }
+    }
+
+    /// # Safety
+    ///
+    /// No thread writes to these words meanwhile.
+    unsafe fn shared(&self, first: usize, len: usize) -> &[u32] {
+        assert!(first <= self.len && len <= self.len - first);
+        // SAFETY: within the words (asserted above), which outlive the wave; the rest is the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.start.add(first), len) }
     }
 
     /// # Safety
@@ -550,8 +562,11 @@ impl<'a> WaveRun<'a> {
             && strand
                 .chunk
                 .reserve(self.chunk, &self.next_note, self.wave.note_capacity);
-        // If too many have moved already, the estimate has failed, and to go on would only make it worse.
-        let held = !has_room || block.moved.load(Ordering::Relaxed) >= job.rank;
+        // If too many have moved already, the estimate has failed, and to go on would only make it worse. If it
+        // leaves too many open, they must not take the room of other blocks.
+        let held = !has_room
+            || block.moved.load(Ordering::Relaxed) >= job.rank
+            || block.notes.load(Ordering::Relaxed) > block.most_notes;
         if held {
             bounds = Bounds::at(NEVER);
         }
@@ -664,7 +679,7 @@ impl<'a> WaveRun<'a> {
                 end += next.num_notes as usize;
             }
             // SAFETY: the notes were written (the caller's promise).
-            Some(unsafe { &*self.notes[1].slice(first.first_note, end - first.first_note) })
+            Some(unsafe { self.notes[1].shared(first.first_note, end - first.first_note) })
         })
     }
 
@@ -722,8 +737,8 @@ impl<'a> WaveRun<'a> {
             let (first, len) = (tile.first_note, tile.num_notes as usize);
             let threshold = block.threshold(self.jobs).read();
             (
-                &*self.notes[0].slice(first, len),
-                &*self.notes[1].slice(first, len),
+                self.notes[0].shared(first, len),
+                self.notes[1].shared(first, len),
                 threshold,
             )
         };
@@ -740,15 +755,15 @@ impl<'a> WaveRun<'a> {
     ///
     /// # Safety
     ///
-    /// The pass has written them, and nobody else looks at them meanwhile.
+    /// The pass has written them, and no other thread asks for the same tile's meanwhile.
     unsafe fn notes_of(&self, tile: usize) -> TileNotes<'_> {
         // SAFETY: the caller's promise.
         unsafe {
             let tile = self.tiles.0.add(tile).read();
             let (first, len) = (tile.first_note, tile.num_notes as usize);
             TileNotes {
-                entries: self.notes[0].slice(first, len),
-                keys: self.notes[1].slice(first, len),
+                entries: self.notes[0].shared(first, len),
+                keys: self.notes[1].shared(first, len),
                 values: self.notes[2].slice(first, len),
                 held: tile.held,
             }

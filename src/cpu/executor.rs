@@ -105,8 +105,8 @@ impl Executor {
     /// Runs `body(state, i)` for every `i` below `items`, together about `entries` entries of work. Each
     /// strand has a state of its own, which it passes to `finish` when it runs out of items.
     ///
-    /// Every strand has a run of consecutive items, the same ones in every step of the same work, so that
-    /// memory is first touched by the thread that will use it. A strand that is done helps the others.
+    /// Every strand begins with a run of consecutive items, the same ones whenever the work is the same, so that
+    /// a thread mostly meets memory that it has used before. A strand that is done helps the others.
     pub(super) fn for_each_with<S>(
         &mut self,
         items: usize,

@@ -97,7 +97,7 @@ impl Tail {
     fn place(&mut self, like: Place) -> Place {
         Place {
             param: self.param.as_mut_ptr().cast(),
-            grad: self.grad.as_ptr().cast(),
+            grad: self.grad.as_mut_ptr().cast_const().cast(),
             grad_size: like.grad_size,
             exp_avg: self.exp_avg.as_mut_ptr().cast(),
             exp_avg_sq: self.exp_avg_sq.as_mut_ptr().cast(),
@@ -408,7 +408,7 @@ impl Pass {
     ///
     /// # Safety
     ///
-    /// As for [`step`], for the entries of `groups` groups, at most [`TILE`] of them.
+    /// As for [`step`], for `groups` groups of at most [`TILE`] entries together.
     #[inline(always)]
     unsafe fn step_tile<V: Vector, P: Param<V>, S: Moment<V>>(
         &self,

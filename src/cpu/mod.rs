@@ -1,8 +1,7 @@
 //! The CPU backend.
 //!
-//! A step is one to three passes over the entries, each a parallel loop over pieces of all tensors: the
-//! gradient norm if it is needed, the thresholds of large blocks, and the update. Only the update
-//! writes, so whatever can fail fails before it.
+//! Large blocks are stepped on an estimated threshold in one pass over memory, everything else once its threshold
+//! is known: see `docs/architecture.md`. Whatever can fail, checks and allocations, comes before the first write.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -118,7 +117,7 @@ impl Cpu {
         let threads = self.executor.width();
         self.scratch.estimates.prepare(jobs, threads)?;
         self.executor.probe(entries)?;
-        // From here on nothing fails.
+        // From here on nothing fails but by a panic.
         // SAFETY: the caller's promise; each touches what the jobs describe, one after the other.
         let (stepped, selected) = unsafe {
             self.start_state(jobs)?;
@@ -196,7 +195,7 @@ impl Cpu {
             .for_each(pieces.len(), entries, Incomplete::Finish, start)
     }
 
-    /// Finds the thresholds that must be known before the pass, and takes all threads.
+    /// Finds the thresholds of large blocks that must be known before the pass, one block after the other.
     ///
     /// # Safety
     ///

@@ -67,9 +67,14 @@ impl Pool {
     /// Runs `strand(i)` for every `i` below `strands`: the first on the calling thread.
     pub(super) fn run(&self, strands: usize, strand: &(dyn Fn(usize) + Sync)) {
         self.pool.in_place_scope(|scope| {
-            for i in 1..strands {
-                scope.spawn(move |_| strand(i));
-            }
+            // Not a task for each strand, which any thread might take: a strand stays with its thread, and so does
+            // the memory that it touches.
+            scope.spawn_broadcast(move |_, thread| {
+                let i = thread.index() + 1;
+                if i < strands {
+                    strand(i);
+                }
+            });
             strand(0);
         });
     }

@@ -191,13 +191,19 @@ fn deviation(sample: &[u32], estimate: u32, share: f64) -> f64 {
     let lines = sample.len() / LINE;
     let pairs = lines / 2;
     let stride = pairs.div_ceil(MOST_COUNTED_LINES / 2).max(1);
-    let reach = |line: &[u32]| -> i32 { line.iter().map(|&key| i32::from(key >= estimate)).sum() };
-    let (mut sum, mut counted) = (0u64, 0u64);
+    let reach =
+        |line: &[u32], from: u32| -> i32 { line.iter().map(|&key| i32::from(key >= from)).sum() };
+    // Where the estimate is a tie, above all 0, all lines may look alike from there on, but not above it.
+    let (mut sums, mut counted) = ([0u64; 2], 0u64);
     for pair in sample.chunks_exact(2 * LINE).step_by(stride) {
         let (one, other) = pair.split_at(LINE);
-        sum += u64::from((reach(one) - reach(other)).unsigned_abs().pow(2));
+        for (sum, from) in sums.iter_mut().zip([estimate, estimate + 1]) {
+            let difference = reach(one, from) - reach(other, from);
+            *sum += u64::from(difference.unsigned_abs().pow(2));
+        }
         counted += 1;
     }
+    let sum = sums[0].max(sums[1]);
     let independent = sample.len() as f64 * share * (1.0 - share);
     let by_lines = sum as f64 * lines as f64 / (2 * counted.max(1)) as f64;
     (independent / 2.0).max(by_lines).sqrt()
@@ -264,7 +270,7 @@ mod tests {
             // Rows of one scale each.
             &|i| (f32::from_bits(normal(i)) * (mix64(i / 256) % 1000) as f32).to_bits(),
             // Rows without a gradient.
-            &|i| if i / 64 % 4 == 3 { normal(i) } else { 0 },
+            &|i| if i / 64 % 8 == 3 { normal(i) } else { 0 },
             // Ties, with the threshold in the middle of them.
             &|i| [0x3F00_0000, 0x3F40_0000][usize::from(mix64(i).is_multiple_of(5))],
             &|_| 0x3F00_0000,

@@ -29,7 +29,7 @@ pub(super) fn capacity(len: u64) -> usize {
 ///
 /// # Safety
 ///
-/// As for [`crate::backend::Backend::step`]; `keys` is as long as [`capacity`] says.
+/// As for [`crate::backend::Backend::step`]; `keys` is as long as [`capacity`] and [`sample::room`] say.
 pub(super) unsafe fn threshold(
     kernels: &Kernels,
     executor: &mut Executor,

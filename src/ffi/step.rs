@@ -30,7 +30,8 @@ pub struct mofo_step_report {
     pub reserved: i32,
     /// Blocks whose threshold was estimated from a sample, and settled after the pass over them.
     pub blocks_estimated: u64,
-    /// Those of them whose estimate was wrong. The result is exact all the same, but took longer.
+    /// Those of them whose estimate was wrong, or left so much open that there was no room for it. The result is
+    /// exact all the same, but took longer. Of all that a step reports, only this may depend on the threads.
     pub estimates_failed: u64,
 }
 
