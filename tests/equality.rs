@@ -5,13 +5,10 @@
 mod common;
 mod tiers;
 
-use std::ffi::c_void;
 use std::rc::Rc;
 
-use common::{Case, Grad, Param, Rng, Tensor, awkward_values};
-use mofo::{
-    Dtype, Filter, Options, ParallelFor, Rounding, StateDtype, StepArgs, Task, WeightDecayScope,
-};
+use common::{Case, Grad, Param, Rng, Tensor, awkward_values, backwards, scattered};
+use mofo::{Dtype, Filter, Options, ParallelFor, Rounding, StateDtype, StepArgs, WeightDecayScope};
 use tiers::tiers;
 
 /// Lengths around the lanes of every tier, the tile of the selection, the chunk of the norm, and the sizes
@@ -204,25 +201,6 @@ fn every_number_of_threads() {
         }
         .check_in(tiers());
     }
-}
-
-/// Tasks from last to first, on the calling thread.
-unsafe extern "C" fn backwards(_: *mut c_void, n: i64, task: Task, task_ctx: *mut c_void) {
-    for i in (0..n).rev() {
-        // SAFETY: the library's own task and context, each number once.
-        unsafe { task(task_ctx, i) };
-    }
-}
-
-/// A thread for every task.
-unsafe extern "C" fn scattered(_: *mut c_void, n: i64, task: Task, task_ctx: *mut c_void) {
-    let task_ctx = task_ctx as usize;
-    std::thread::scope(|scope| {
-        for i in 0..n {
-            // SAFETY: as above; the scope ends before the function returns.
-            scope.spawn(move || unsafe { task(task_ctx as *mut c_void, i) });
-        }
-    });
 }
 
 #[test]

@@ -7,14 +7,13 @@
 mod common;
 mod tiers;
 
-use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use common::{Case, Grad, Param, Rng, Tensor};
+use common::{Case, Grad, Param, Rng, Tensor, backwards, scattered};
 use half::{bf16, f16};
 use mofo::forced::{Forced, ForcedBracket, force};
 use mofo::{
-    Dtype, Filter, Options, ParallelFor, Rounding, StateDtype, StepReport, Task, WeightDecayScope,
+    Dtype, Filter, Options, ParallelFor, Rounding, StateDtype, StepReport, WeightDecayScope,
 };
 use tiers::tiers;
 
@@ -542,25 +541,6 @@ fn every_number_of_threads() {
             );
         }
     }
-}
-
-/// Tasks from last to first, on the calling thread.
-unsafe extern "C" fn backwards(_: *mut c_void, n: i64, task: Task, task_ctx: *mut c_void) {
-    for i in (0..n).rev() {
-        // SAFETY: the library's own task and context, each number once.
-        unsafe { task(task_ctx, i) };
-    }
-}
-
-/// A thread for every task.
-unsafe extern "C" fn scattered(_: *mut c_void, n: i64, task: Task, task_ctx: *mut c_void) {
-    let task_ctx = task_ctx as usize;
-    std::thread::scope(|scope| {
-        for i in 0..n {
-            // SAFETY: as above; the scope ends before the function returns.
-            scope.spawn(move || unsafe { task(task_ctx as *mut c_void, i) });
-        }
-    });
 }
 
 #[test]

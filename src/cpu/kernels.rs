@@ -106,18 +106,16 @@ impl Tail {
     }
 }
 
-/// Which buffers [`copy`] copies.
+/// Which buffers [`copy`] copies besides the moments.
 #[derive(Clone, Copy)]
 struct Copied {
     grad: bool,
-    moments: bool,
     param: bool,
 }
 
 impl Copied {
     const ALL: Self = Self {
         grad: true,
-        moments: true,
         param: true,
     };
     /// What a step changes.
@@ -127,7 +125,7 @@ impl Copied {
     };
 }
 
-/// Copies `n` entries of some buffers.
+/// Copies `n` entries of the moments and of some other buffers.
 ///
 /// # Safety
 ///
@@ -146,12 +144,10 @@ unsafe fn copy<V: Vector, P: Param<V>, S: Moment<V>>(
                 .cast_mut()
                 .copy_from_nonoverlapping(from.grad, n * from.grad_size);
         }
-        if copied.moments {
-            to.exp_avg
-                .copy_from_nonoverlapping(from.exp_avg, n * S::SIZE);
-            to.exp_avg_sq
-                .copy_from_nonoverlapping(from.exp_avg_sq, n * S::SIZE);
-        }
+        to.exp_avg
+            .copy_from_nonoverlapping(from.exp_avg, n * S::SIZE);
+        to.exp_avg_sq
+            .copy_from_nonoverlapping(from.exp_avg_sq, n * S::SIZE);
         if copied.param {
             to.param.copy_from_nonoverlapping(from.param, n * P::SIZE);
             if P::HAS_MASTER {
@@ -800,7 +796,6 @@ pub(super) unsafe fn keys<V: Vector, S: Moment<V>>(
             let mut group = [0u32; MAX_LANES];
             let read = Copied {
                 grad: true,
-                moments: true,
                 param: false,
             };
             // SAFETY: `rest` entries lie within the range, and `keys` has room for them (the caller's
@@ -873,12 +868,10 @@ pub(super) unsafe fn collect<V: Vector, S: Moment<V>>(
         if rest > 0 {
             // SAFETY: the last entries of the range; `group` has room for them.
             unsafe { keys::<V, S>(job, start + whole as u64, rest, group.as_mut_ptr()) };
-            for &key in &group[..rest] {
-                above += u64::from(key > high);
-                // SAFETY: at most as many keys as entries are written.
-                unsafe { found.add(inside).write(key) };
-                inside += usize::from(low <= key && key <= high);
-            }
+            // SAFETY: as above; at most as many keys are found as there are entries.
+            let last = unsafe { sift::<V>(group.as_ptr(), rest, (low, high), found.add(inside)) };
+            above += last.above;
+            inside += last.inside;
         }
     }
     Collected { above, inside }

@@ -1,6 +1,7 @@
 //! Runs steps through the library's Rust API and through the rule, and compares every bit.
 #![allow(dead_code)]
 
+use std::ffi::c_void;
 use std::rc::Rc;
 
 use half::{bf16, f16};
@@ -9,9 +10,28 @@ use mofo::rule::scalars::{Hyper, gradient_factor};
 use mofo::rule::step::{Setup, StateMut, step};
 use mofo::rule::{convert, norm};
 use mofo::{
-    CpuTier, Dtype, GradRef, Optimizer, Options, ParamMut, StateDtype, StepArgs, StepReport,
+    CpuTier, Dtype, GradRef, Optimizer, Options, ParamMut, StateDtype, StepArgs, StepReport, Task,
     TensorBinding, TensorSpec,
 };
+
+/// An engine's `parallel_for`: tasks from last to first, on the calling thread.
+pub unsafe extern "C" fn backwards(_: *mut c_void, n: i64, task: Task, task_ctx: *mut c_void) {
+    for i in (0..n).rev() {
+        // SAFETY: the library's own task and context, each number once.
+        unsafe { task(task_ctx, i) };
+    }
+}
+
+/// Another one: a thread for every task.
+pub unsafe extern "C" fn scattered(_: *mut c_void, n: i64, task: Task, task_ctx: *mut c_void) {
+    let task_ctx = task_ctx as usize;
+    std::thread::scope(|scope| {
+        for i in 0..n {
+            // SAFETY: as above; the scope ends before the function returns.
+            scope.spawn(move || unsafe { task(task_ctx as *mut c_void, i) });
+        }
+    });
+}
 
 /// A small generator for test data (SplitMix64).
 pub struct Rng(u64);
