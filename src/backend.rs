@@ -50,20 +50,55 @@ unsafe impl Sync for Job {}
 /// The keys of all streams of a tensor's step.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RandomKeys {
-    pub exp_avg: Key,
-    pub exp_avg_sq: Key,
-    pub param: Key,
-    pub filter: Key,
+    seed: u64,
+    name_hash: u64,
+    t: u64,
+    /// Of the first 2^32 entries, because loops over short ranges ask for them again and again.
+    low: SpanKeys,
+}
+
+/// The keys of all streams for 2^32 consecutive entries.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SpanKeys {
+    /// Of the first round, which the streams share.
+    pub first: u32,
+    pub exp_avg: u32,
+    pub exp_avg_sq: u32,
+    pub param: u32,
+    pub filter: u32,
 }
 
 impl RandomKeys {
     pub(crate) fn new(seed: u64, name_hash: u64, t: u64) -> Self {
-        let key = |stream| Key::new(seed, name_hash, t, stream);
         Self {
-            exp_avg: key(Stream::ExpAvg),
-            exp_avg_sq: key(Stream::ExpAvgSq),
-            param: key(Stream::Param),
-            filter: key(Stream::Filter),
+            seed,
+            name_hash,
+            t,
+            low: SpanKeys::new(seed, name_hash, t, 0),
+        }
+    }
+
+    /// The keys of the entries whose upper 32 index bits are `high`.
+    #[inline]
+    pub(crate) fn span(&self, high: u32) -> SpanKeys {
+        if high == 0 {
+            self.low
+        } else {
+            SpanKeys::new(self.seed, self.name_hash, self.t, high)
+        }
+    }
+}
+
+impl SpanKeys {
+    #[cold]
+    fn new(seed: u64, name_hash: u64, t: u64, high: u32) -> Self {
+        let key = |stream| Key::new(seed, name_hash, t, stream).span(high);
+        Self {
+            first: key(Stream::ExpAvg).first,
+            exp_avg: key(Stream::ExpAvg).second,
+            exp_avg_sq: key(Stream::ExpAvgSq).second,
+            param: key(Stream::Param).second,
+            filter: key(Stream::Filter).second,
         }
     }
 }

@@ -42,12 +42,21 @@ const fn path(bracket: ForcedBracket, no_room: bool, digits: bool) -> Forced {
         small_block: Some(1000),
         bracket,
         no_room,
+        crowded: None,
         digits,
     }
 }
 
+/// The estimate is not even tried.
+const fn crowded(digits: bool) -> Forced {
+    Forced {
+        crowded: Some(true),
+        ..path(ForcedBracket::Sampled, false, digits)
+    }
+}
+
 /// Ways to go on from an estimate.
-const PATHS: [Forced; 8] = [
+const PATHS: [Forced; 10] = [
     path(ForcedBracket::Sampled, false, false),
     path(ForcedBracket::TooLow, false, false),
     path(ForcedBracket::TooHigh, false, false),
@@ -56,6 +65,8 @@ const PATHS: [Forced; 8] = [
     path(ForcedBracket::Sampled, true, false),
     path(ForcedBracket::TooLow, false, true),
     path(ForcedBracket::TooHigh, true, true),
+    crowded(false),
+    crowded(true),
 ];
 
 /// True if an estimate of ordinary gradients fails on this way.
@@ -65,6 +76,15 @@ fn fails(forced: Forced) -> bool {
             forced.bracket,
             ForcedBracket::Sampled | ForcedBracket::Anywhere
         )
+}
+
+/// How many of these blocks are estimated on this way.
+fn estimated(forced: Forced, blocks: u64) -> u64 {
+    if forced.crowded == Some(true) {
+        0
+    } else {
+        blocks
+    }
 }
 
 /// The same on blocks of all sizes that are usual.
@@ -286,18 +306,20 @@ fn estimates_that_are_wrong_are_reported_and_others_are_not() {
             steps: 3,
             ..Case::default()
         };
-        let expected = if fails(forced) { 3 } else { 0 };
-        assert_eq!(estimates(&check(forced, case)), (3, expected), "{forced:?}");
+        let failed = if fails(forced) { 3 } else { 0 };
+        let expected = (estimated(forced, 3), failed);
+        assert_eq!(estimates(&check(forced, case)), expected, "{forced:?}");
     }
 }
 
-/// The threshold is zero, or the value of all entries; what is noted tells as much.
+/// The threshold is zero; what is noted tells as much. Or it is the value of all entries; then there would be too much to
+/// note, and the sample tells so.
 #[test]
 fn fewer_gradients_than_may_move_and_equal_ones_fail_no_estimate() {
-    for gradients in [
-        Gradients::AllZero,
-        Gradients::FewNonzero,
-        Gradients::AllEqual,
+    for (gradients, blocks) in [
+        (Gradients::AllZero, 3),
+        (Gradients::FewNonzero, 3),
+        (Gradients::AllEqual, 0),
     ] {
         let weights = (Dtype::F32, Weights::Normal);
         let case = Case {
@@ -306,21 +328,30 @@ fn fewer_gradients_than_may_move_and_equal_ones_fail_no_estimate() {
             steps: 3,
             ..Case::default()
         };
-        assert_eq!(estimates(&check(PATHS[0], case)), (3, 0), "{gradients:?}");
+        assert_eq!(
+            estimates(&check(PATHS[0], case)),
+            (blocks, 0),
+            "{gradients:?}"
+        );
     }
 }
 
 #[test]
-fn small_blocks_and_decay_of_every_entry_need_no_estimate() {
-    for (forced, weight_decay_scope, update_fraction) in [
-        (Forced::default(), WeightDecayScope::Selected, 0.1),
-        (PATHS[1], WeightDecayScope::All, 0.1),
-        (PATHS[1], WeightDecayScope::Selected, 1.0),
+fn small_blocks_decay_of_every_entry_and_other_filters_need_no_estimate() {
+    use WeightDecayScope::{All, Selected};
+    for (forced, weight_decay_scope, update_fraction, filter) in [
+        (Forced::default(), Selected, 0.1, Filter::Momentum),
+        (PATHS[1], All, 0.1, Filter::Momentum),
+        (PATHS[1], Selected, 1.0, Filter::Momentum),
+        (PATHS[1], Selected, 0.1, Filter::Gradient),
+        (PATHS[1], Selected, 0.1, Filter::Update),
+        (PATHS[1], Selected, 0.1, Filter::Random),
     ] {
         let case = Case {
             options: Options {
                 weight_decay_scope,
                 update_fraction,
+                filter,
                 weight_decay: 0.1,
                 ..on_one_thread()
             },
@@ -369,7 +400,7 @@ fn all_types_in_every_tier() {
             for state_dtype in STATES {
                 for grad in DTYPES {
                     for rounding in ROUNDINGS {
-                        for forced in [PATHS[0], PATHS[1], PATHS[2], PATHS[5]] {
+                        for forced in [PATHS[0], PATHS[1], PATHS[2], PATHS[5], PATHS[8]] {
                             seed += 1;
                             let weights = WEIGHTS[seed as usize % WEIGHTS.len()];
                             let grad = (grad, Gradients::Normal);
@@ -384,7 +415,6 @@ fn all_types_in_every_tier() {
                                         master_weights,
                                         state_dtype,
                                         rounding,
-                                        filter: FILTERS[seed as usize / 4 % FILTERS.len()],
                                         weight_decay: [0.0, 0.5][seed as usize / 7 % 2],
                                         update_fraction: [0.05, 0.6][seed as usize / 11 % 2],
                                         ..on_one_thread()
@@ -611,7 +641,6 @@ fn blocks_of_natural_size() {
                     options: Options {
                         num_threads,
                         master_weights,
-                        filter: FILTERS[i % FILTERS.len()],
                         ..on_one_thread()
                     },
                     tensors: vec![normal(numel, dtype, 3)],
@@ -620,7 +649,7 @@ fn blocks_of_natural_size() {
                 },
             );
             let (blocks, failed) = estimates(&reports);
-            assert_eq!(blocks, 2);
+            assert_eq!(blocks, estimated(forced, 2));
             if fails(forced) {
                 assert_eq!(failed, 2, "{forced:?}");
             } else if forced.bracket == ForcedBracket::Sampled {

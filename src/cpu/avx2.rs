@@ -37,7 +37,7 @@ operators! {
     F: Add add _mm256_add_ps, Sub sub _mm256_sub_ps, Mul mul _mm256_mul_ps, Div div _mm256_div_ps;
     U: Add add _mm256_add_epi32, Sub sub _mm256_sub_epi32, Mul mul _mm256_mullo_epi32,
        BitAnd bitand _mm256_and_si256, BitOr bitor _mm256_or_si256, BitXor bitxor _mm256_xor_si256;
-    Mask: BitAnd bitand _mm256_and_si256, BitOr bitor _mm256_or_si256;
+    Mask: BitAnd bitand _mm256_and_si256, BitOr bitor _mm256_or_si256, BitXor bitxor _mm256_xor_si256;
 }
 
 /// For each set of lanes, the numbers of its lanes in ascending order, a byte each.

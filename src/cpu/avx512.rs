@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 use std::ops::{Add, BitAnd, BitOr, BitXor, Div, Mul, Sub};
 
 use super::vector::Vector;
+use crate::rule::convert::INFINITE;
 
 /// Lanes of 512 bits. Its functions may only be inlined into code that is compiled for AVX-512 F, BW, DQ and
 /// VL, and run only where the processor has them; see `tier.rs`.
@@ -37,7 +38,7 @@ operators! {
     F: Add add _mm512_add_ps, Sub sub _mm512_sub_ps, Mul mul _mm512_mul_ps, Div div _mm512_div_ps;
     U: Add add _mm512_add_epi32, Sub sub _mm512_sub_epi32, Mul mul _mm512_mullo_epi32,
        BitAnd bitand _mm512_and_si512, BitOr bitor _mm512_or_si512, BitXor bitxor _mm512_xor_si512;
-    Mask: BitAnd bitand _kand_mask16, BitOr bitor _kor_mask16;
+    Mask: BitAnd bitand _kand_mask16, BitOr bitor _kor_mask16, BitXor bitxor _kxor_mask16;
 }
 
 impl Vector for Lanes {
@@ -106,6 +107,13 @@ impl Vector for Lanes {
     }
 
     #[inline(always)]
+    unsafe fn store_u16_where(to: *mut u16, set: Mask, x: U, _: U) {
+        // As above.
+        // SAFETY: sixteen elements are writable (the caller's promise).
+        unsafe { _mm256_mask_storeu_epi16(to.cast(), set.0, _mm512_cvtepi32_epi16(x.0)) };
+    }
+
+    #[inline(always)]
     unsafe fn store_compressed(to: *mut u32, mask: Mask, x: U) {
         // Compressed in a register: a store that compresses is many times slower on some processors.
         // SAFETY: sixteen elements are writable (the caller's promise).
@@ -116,6 +124,12 @@ impl Vector for Lanes {
     fn sqrt(x: F) -> F {
         // SAFETY: see above.
         F(unsafe { _mm512_sqrt_ps(x.0) })
+    }
+
+    #[inline(always)]
+    fn mul_add(x: F, y: F, z: F) -> F {
+        // SAFETY: see above.
+        F(unsafe { _mm512_fmadd_ps(x.0, y.0, z.0) })
     }
 
     #[inline(always)]
@@ -188,6 +202,29 @@ impl Vector for Lanes {
     fn select(mask: Mask, x: U, y: U) -> U {
         // SAFETY: see above.
         U(unsafe { _mm512_mask_blend_epi32(mask.0, y.0, x.0) })
+    }
+
+    #[inline(always)]
+    fn keep(mask: Mask, x: U) -> U {
+        // SAFETY: see above.
+        U(unsafe { _mm512_maskz_mov_epi32(mask.0, x.0) })
+    }
+
+    #[inline(always)]
+    fn number(x: F) -> Mask {
+        // SAFETY: see above.
+        Mask(unsafe { _mm512_cmp_ps_mask::<_CMP_ORD_Q>(x.0, x.0) })
+    }
+
+    #[inline(always)]
+    fn flush(x: F) -> F {
+        // The exponent of what is kept is not zero.
+        // SAFETY: see above.
+        F(unsafe {
+            let exponent = _mm512_set1_epi32(INFINITE as i32);
+            let kept = _mm512_test_epi32_mask(_mm512_castps_si512(x.0), exponent);
+            _mm512_maskz_mov_ps(kept, x.0)
+        })
     }
 
     #[inline(always)]

@@ -2,7 +2,6 @@
 
 use super::vector::{Bf16, F16, Format, Vector};
 use crate::config::Dtype;
-use crate::rule::random::SpanKey;
 
 /// Reads a group of gradients. Their type is looked at here, not made a parameter of the loops: the branch is
 /// always the same within a pass, and a third as many loops need to be compiled.
@@ -25,14 +24,17 @@ pub(super) unsafe fn load_grad<V: Vector>(dtype: Dtype, from: *const u8) -> V::F
 /// A moment's element type.
 pub(super) trait Moment<V: Vector> {
     const SIZE: usize;
+    /// Rounding takes random bits.
+    const STOCHASTIC: bool;
 
     /// # Safety
     ///
     /// `LANES` elements are readable at `from`.
     unsafe fn load(from: *const u8) -> V::F;
 
-    /// Rounds to the type; the result is what [`Moment::store`] will store.
-    fn round(x: V::F, key: SpanKey, entries: V::U) -> V::F;
+    /// Rounds the result of an operation to the type; [`Moment::store`] will store that. The upper half of `random` is
+    /// used where the rounding takes random bits.
+    fn round(x: V::F, random: V::U) -> V::F;
 
     /// Stores what [`Moment::round`] gave.
     ///
@@ -59,6 +61,7 @@ pub(super) trait Param<V: Vector> {
 
     fn decode(bits: V::U) -> V::F;
 
+    /// Rounds the result of an operation to the type.
     fn encode(x: V::F, rounding: Round<V>) -> V::U;
 
     /// Stores `new` in the lanes that are `written`. `old` is what [`Param::load`] gave; without a master copy,
@@ -74,7 +77,7 @@ pub(super) trait Param<V: Vector> {
 #[derive(Clone, Copy)]
 pub(super) enum Round<V: Vector> {
     Nearest,
-    /// With these random bits.
+    /// With these random bits, of which the upper half matters.
     Stochastic(V::U),
 }
 
@@ -92,6 +95,7 @@ pub(super) type MasterBf16 = Master<Bf16>;
 
 impl<V: Vector> Moment<V> for Single {
     const SIZE: usize = 4;
+    const STOCHASTIC: bool = false;
 
     #[inline(always)]
     unsafe fn load(from: *const u8) -> V::F {
@@ -100,7 +104,7 @@ impl<V: Vector> Moment<V> for Single {
     }
 
     #[inline(always)]
-    fn round(x: V::F, _: SpanKey, _: V::U) -> V::F {
+    fn round(x: V::F, _: V::U) -> V::F {
         x
     }
 
@@ -113,6 +117,7 @@ impl<V: Vector> Moment<V> for Single {
 
 impl<V: Vector> Moment<V> for HalfBf16 {
     const SIZE: usize = 2;
+    const STOCHASTIC: bool = true;
 
     #[inline(always)]
     unsafe fn load(from: *const u8) -> V::F {
@@ -121,8 +126,7 @@ impl<V: Vector> Moment<V> for HalfBf16 {
     }
 
     #[inline(always)]
-    fn round(x: V::F, key: SpanKey, entries: V::U) -> V::F {
-        let random = super::vector::random::<V>(key, entries);
+    fn round(x: V::F, random: V::U) -> V::F {
         <Bf16 as Format<V>>::widen(<Bf16 as Format<V>>::stochastic(x, random))
     }
 
@@ -188,7 +192,7 @@ impl<V: Vector, T: Format<V>> Param<V> for Half<T> {
     #[inline(always)]
     unsafe fn store(param: *mut u8, _: *mut f32, new: V::U, old: V::U, written: V::Mask) {
         // SAFETY: the caller's promise.
-        unsafe { V::store_u16(param.cast(), V::select(written, new, old)) };
+        unsafe { V::store_u16_where(param.cast(), written, new, old) };
     }
 }
 

@@ -12,6 +12,9 @@ pub struct Forced {
     pub bracket: ForcedBracket,
     /// There is no room for notes.
     pub no_room: bool,
+    /// Whether brackets are taken to hold more than there is room for. `None` leaves it to the sample, if the bracket
+    /// comes from one.
+    pub crowded: Option<bool>,
     /// Every search counts digits.
     pub digits: bool,
 }
@@ -34,6 +37,12 @@ pub enum ForcedBracket {
 }
 
 impl Forced {
+    /// Whether a bracket is crowded, given what the sample says.
+    pub(super) fn crowded(self, sampled: bool) -> bool {
+        let usual = sampled && self.bracket == ForcedBracket::Sampled && !self.no_room;
+        self.crowded.unwrap_or(usual)
+    }
+
     /// The bracket that is used in place of a sampled one.
     pub(super) fn bracket(self, (low, high): (u32, u32)) -> (u32, u32) {
         const INFINITE: u32 = crate::rule::convert::INFINITE;
@@ -58,6 +67,7 @@ thread_local! {
         small_block: None,
         bracket: ForcedBracket::Sampled,
         no_room: false,
+        crowded: None,
         digits: false,
     }) };
 }

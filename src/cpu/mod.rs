@@ -32,7 +32,6 @@ use crate::rule::norm::{self, CHUNK};
 use crate::rule::scalars::gradient_factor;
 use estimate::Estimates;
 use executor::{Executor, Incomplete};
-use kernels::Bounds;
 use plan::{Piece, is_searched};
 use select::{Range, threshold_of_small_block};
 use tier::Kernels;
@@ -247,7 +246,7 @@ impl Cpu {
 ///
 /// # Safety
 ///
-/// As for [`kernels::step`].
+/// As for [`kernels::step()`].
 unsafe fn start_piece(kernels: &Kernels, job: &Job, piece: &Piece) {
     if job.starts_moments {
         let size = job.state_dtype.size();
@@ -267,11 +266,11 @@ unsafe fn start_piece(kernels: &Kernels, job: &Job, piece: &Piece) {
 ///
 /// # Safety
 ///
-/// As for [`kernels::step`]; a piece of small blocks consists of whole blocks.
+/// As for [`kernels::step()`]; a piece of small blocks consists of whole blocks.
 unsafe fn update_piece(kernels: &Kernels, job: &Job, piece: &Piece) -> u64 {
     let step = |start, len, threshold: u32| {
         // SAFETY: the caller's promise.
-        unsafe { (kernels.step)(job, start, len, Bounds::at(threshold), None) }
+        unsafe { (kernels.step)(job, start, len, threshold) }
     };
     let threshold_of = |block: u64| job.thresholds.wrapping_add(block as usize);
     let first_block = piece.start.div_ceil(job.block_numel);

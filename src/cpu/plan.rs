@@ -5,7 +5,7 @@
 
 use super::forced;
 use crate::backend::Job;
-use crate::config::WeightDecayScope;
+use crate::config::{Filter, WeightDecayScope};
 use crate::error::Result;
 use crate::memory::try_reserve;
 use crate::rule::norm::CHUNK;
@@ -37,9 +37,10 @@ fn is_large(job: &Job) -> bool {
 
 /// True if the blocks are stepped before their thresholds are known.
 pub(super) fn is_estimated(job: &Job) -> bool {
-    // An entry that decays without moving would have two possible values to note.
+    // An entry that decays without moving would have two possible values to note. The other filters are there for
+    // comparison, and not worth loops of their own.
     let decays_all = job.weight_decay_scope == WeightDecayScope::All && job.scalars.decay != 1.0;
-    is_large(job) && !decays_all
+    is_large(job) && !decays_all && job.filter == Filter::Momentum
 }
 
 /// True if all threads together search for the threshold of each block before it is stepped.

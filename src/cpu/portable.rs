@@ -54,7 +54,7 @@ operators! {
     F: Add add |a, b| a + b, Sub sub |a, b| a - b, Mul mul |a, b| a * b, Div div |a, b| a / b;
     U: Add add u32::wrapping_add, Sub sub u32::wrapping_sub, Mul mul u32::wrapping_mul,
        BitAnd bitand |a, b| a & b, BitOr bitor |a, b| a | b, BitXor bitxor |a, b| a ^ b;
-    Mask: BitAnd bitand |a, b| a & b, BitOr bitor |a, b| a | b;
+    Mask: BitAnd bitand |a, b| a & b, BitOr bitor |a, b| a | b, BitXor bitxor |a, b| a ^ b;
 }
 
 impl Vector for Lanes {

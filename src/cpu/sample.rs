@@ -10,8 +10,9 @@ use super::select::Range;
 use super::tier::Kernels;
 use super::vector::MAX_LANES;
 use crate::backend::Job;
+use crate::config::Filter;
 use crate::rule::convert::INFINITE;
-use crate::rule::random::{SpanKey, mix32};
+use crate::rule::random::mix32;
 use crate::rule::select::kth_largest;
 
 /// Keys on one cache line of f32 gradients: the grain of the sample.
@@ -45,20 +46,20 @@ pub(super) fn room(len: u64) -> usize {
 
 /// Where the `i`-th of `lines` sampled lines of a range starts: a random place of its stratum, which it shares with one
 /// neighbour, so that no period of the data can hide from the sample.
-pub(super) fn line(range: Range, lines: usize, i: usize, key: SpanKey) -> u64 {
+pub(super) fn line(range: Range, lines: usize, i: usize, key: u32) -> u64 {
     let (strata, i) = (lines as u64 / 2, i as u64);
     let total = range.len / LINE as u64;
     let first = i / 2 * total / strata;
     let stratum = (i / 2 + 1) * total / strata - first;
-    let draw = u64::from(mix32(i as u32 ^ key.first));
-    range.start + (first + draw % stratum) * LINE as u64
+    let draw = u64::from(mix32(i as u32 ^ key));
+    range.start + (first + (draw * stratum >> 32)) * LINE as u64
 }
 
 /// Computes the keys of the lines `first..last` of the `lines` of a range.
 ///
 /// # Safety
 ///
-/// As for [`super::kernels::keys`]; the range has at least one line, and `keys` has room for the lines'.
+/// As for [`super::kernels::lines`]; the range has at least one line, and `keys` has room for the lines'.
 pub(super) unsafe fn gather(
     kernels: &Kernels,
     job: &Job,
@@ -67,24 +68,35 @@ pub(super) unsafe fn gather(
     (first, last): (usize, usize),
     keys: *mut u32,
 ) {
-    let key = job.random.filter.span(0);
-    let mut starts = [0u64; BATCH];
-    let mut to = keys;
-    for batch in (first..last).step_by(BATCH) {
-        let starts = &mut starts[..BATCH.min(last - batch)];
-        for (i, start) in starts.iter_mut().enumerate() {
-            *start = line(range, lines, batch + i, key);
+    let key = job.random.span(0).first;
+    // While the keys of one batch are computed, the memory of the next is on its way.
+    let mut batches = [[0u64; BATCH]; 2];
+    let ask_for = |starts: &mut [u64; BATCH], first: usize| {
+        let count = BATCH.min(last.saturating_sub(first));
+        for (i, start) in starts[..count].iter_mut().enumerate() {
+            *start = line(range, lines, first + i, key);
             let at = *start as usize;
             prefetch(job.grad.wrapping_add(at * job.grad_dtype.size()));
             prefetch(job.exp_avg.wrapping_add(at * job.state_dtype.size()));
-        }
-        for &start in &*starts {
-            // SAFETY: the line lies within the range, and there is room for its keys (the caller's promise).
-            unsafe {
-                (kernels.keys)(job, start, LINE, to);
-                to = to.add(LINE);
+            if job.filter == Filter::Update {
+                prefetch(job.exp_avg_sq.wrapping_add(at * job.state_dtype.size()));
             }
         }
+        count
+    };
+    let [mut now, mut next] = batches.each_mut();
+    let mut count = ask_for(now, first);
+    let mut done = first;
+    while count > 0 {
+        let next_count = ask_for(next, done + count);
+        // SAFETY: the lines lie within the range, and there is room for their keys (the caller's promise).
+        unsafe {
+            let to = keys.add((done - first) * LINE);
+            (kernels.lines)(job, &now[..count], to);
+        }
+        done += count;
+        count = next_count;
+        std::mem::swap(&mut now, &mut next);
     }
 }
 
@@ -121,12 +133,11 @@ pub(super) fn bracket_of(
     let share = rank as f64 / len as f64;
     let expected = n * share;
     let middle = (expected.round() as u64).clamp(1, sample.len() as u64);
-    // From half the hint to twice it (a key is the bits of a float) there are probably all keys that matter.
-    let around = (
-        hint.saturating_sub(OCTAVE),
-        hint.saturating_add(OCTAVE).min(INFINITE),
-    );
-    let mut near = Near::of(kernels, sample, around, candidates);
+    // Keys far from the threshold do not matter, if it is where it was.
+    let mut near = Near::of(kernels, sample, around(hint, OCTAVE / 8), candidates);
+    if !near.holds(middle) {
+        near = Near::of(kernels, sample, around(hint, OCTAVE), candidates);
+    }
     if !near.holds(middle) {
         near = Near::of(kernels, sample, (0, INFINITE), candidates);
     }
@@ -147,8 +158,28 @@ pub(super) fn bracket_of(
     (low, high)
 }
 
+/// About which share of the keys a bracket holds, by a sample of them by lines.
+pub(super) fn share(sample: &[u32], (low, high): Bracket) -> f64 {
+    let stride = (sample.len() / LINE).div_ceil(MOST_COUNTED_LINES).max(1);
+    let (mut held, mut counted) = (0, 0);
+    for line in sample.chunks_exact(LINE).step_by(stride) {
+        let holds = |&key: &u32| u32::from(low <= key && key <= high);
+        held += line.iter().map(holds).sum::<u32>();
+        counted += LINE;
+    }
+    f64::from(held) / counted.max(1) as f64
+}
+
 /// A factor of two between floats, as a difference of their bits.
 const OCTAVE: u32 = 1 << 23;
+
+/// The keys from some distance below one up to as much above it.
+fn around(key: u32, distance: u32) -> Bracket {
+    (
+        key.saturating_sub(distance),
+        key.saturating_add(distance).min(INFINITE),
+    )
+}
 
 /// The keys of a sample that lie in some range.
 struct Near<'a> {
@@ -220,7 +251,7 @@ mod tests {
             start: 0,
             len: keys.len() as u64,
         };
-        let key = Key::new(1, 2, step, Stream::Filter).span(0);
+        let key = Key::new(1, 2, step, Stream::Filter).span(0).first;
         let lines = lines(range.len);
         (0..lines)
             .map(|i| line(range, lines, i, key) as usize)

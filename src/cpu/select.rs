@@ -53,10 +53,10 @@ pub(super) unsafe fn threshold_of_small_block(kernels: &Kernels, job: &Job, rang
     // Clearing more room than is needed would cost more than the smallest blocks themselves.
     if range.len <= TINY as u64 {
         // SAFETY: the caller's promise.
-        unsafe { threshold_by_keys(kernels, job, range, &mut [0; TINY]) }
+        unsafe { threshold_by_keys(kernels, job, range, &mut [0; TINY + MAX_LANES]) }
     } else if range.len <= TILE as u64 {
         // SAFETY: the caller's promise.
-        unsafe { threshold_by_keys(kernels, job, range, &mut [0; TILE]) }
+        unsafe { threshold_by_keys(kernels, job, range, &mut [0; TILE + MAX_LANES]) }
     } else {
         // SAFETY: the caller's promise.
         unsafe { threshold_by_bracket(kernels, job, range) }
@@ -67,13 +67,13 @@ pub(super) unsafe fn threshold_of_small_block(kernels: &Kernels, job: &Job, rang
 ///
 /// # Safety
 ///
-/// As for [`super::kernels::keys`]; `room` is as long as the range, or longer.
+/// As for [`super::kernels::keys`]; `room` is longer than the range by [`MAX_LANES`].
 #[inline(never)]
 unsafe fn threshold_by_keys(kernels: &Kernels, job: &Job, range: Range, room: &mut [u32]) -> u32 {
-    let keys = &mut room[..range.len as usize];
-    // SAFETY: the caller's promise; `keys` has room for the block.
-    unsafe { (kernels.keys)(job, range.start, keys.len(), keys.as_mut_ptr()) };
-    kth_largest(keys, job.rank as usize)
+    let len = range.len as usize;
+    // SAFETY: the caller's promise.
+    unsafe { (kernels.keys)(job, range.start, len, room.as_mut_ptr()) };
+    kth_largest(&mut room[..len], job.rank as usize)
 }
 
 /// The threshold of a block by a sample, and if that fails by its digits.
@@ -197,11 +197,11 @@ unsafe fn count_range(
     (shift, bits): (u32, u32),
     counts: &mut Counts,
 ) {
-    let mut keys = [0u32; TILE];
+    let mut keys = [0u32; TILE + MAX_LANES];
     let mut done = 0;
     while done < range.len {
         let n = (range.len - done).min(TILE as u64) as usize;
-        // SAFETY: a part of the caller's range, and `keys` has room for it.
+        // SAFETY: a part of the caller's range; `keys` has room for it and a group more.
         unsafe { (kernels.keys)(job, range.start + done, n, keys.as_mut_ptr()) };
         let mask = (1u32 << bits) - 1;
         for &key in &keys[..n] {
@@ -263,7 +263,9 @@ mod tests {
     /// Gradients that are large on the lines that the first step's sample reads, or on the others.
     fn misleading(len: u64, large_on_sample: bool) -> Vec<f32> {
         let range = Range { start: 0, len };
-        let key = Key::new(0, hash_name(NAME), 1, Stream::Filter).span(0);
+        let key = Key::new(0, hash_name(NAME), 1, Stream::Filter)
+            .span(0)
+            .first;
         let lines = sample::lines(len);
         let mut grads: Vec<f32> = (0..len).map(|i| 1.0 + i as f32 / len as f32).collect();
         let mut sampled = vec![false; len as usize];
@@ -284,7 +286,7 @@ mod tests {
         for len in [1025, 4096, 30_001, 1_000_003] {
             let lines = sample::lines(len);
             let range = Range { start: 7, len };
-            let key = Key::new(1, 2, 3, Stream::Filter).span(0);
+            let key = Key::new(1, 2, 3, Stream::Filter).span(0).first;
             let mut end = range.start;
             for stratum in 0..lines / 2 {
                 let [one, other] = [0, 1].map(|i| sample::line(range, lines, 2 * stratum + i, key));

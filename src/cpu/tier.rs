@@ -11,9 +11,11 @@ use crate::error::{Error, ErrorKind, Result, fail};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kernels {
     pub(super) tier: CpuTier,
-    pub(super) step: unsafe fn(&Job, u64, u64, Bounds, Option<&mut Notes>) -> u64,
+    pub(super) step: unsafe fn(&Job, u64, u64, u32) -> u64,
+    pub(super) step_and_note: unsafe fn(&Job, u64, u64, Bounds, &mut Notes) -> u64,
     pub(super) settle: unsafe fn(&Job, u64, u64, u32, u32) -> u64,
     pub(super) keys: unsafe fn(&Job, u64, usize, *mut u32),
+    pub(super) lines: unsafe fn(&Job, &[u64], *mut u32),
     pub(super) collect: unsafe fn(&Job, u64, usize, Bracket, *mut u32) -> Collected,
     pub(super) sift: unsafe fn(*const u32, usize, Bracket, *mut u32) -> Collected,
     pub(super) sum_of_squares: unsafe fn(&Job, u64, usize) -> f64,
@@ -63,8 +65,10 @@ macro_rules! tier {
             pub(super) const KERNELS: Kernels = Kernels {
                 tier: $tier,
                 step,
+                step_and_note,
                 settle,
                 keys,
+                lines,
                 collect,
                 sift,
                 sum_of_squares,
@@ -76,17 +80,31 @@ macro_rules! tier {
             $(#[target_feature(enable = $features)])?
             #[inline(never)]
             unsafe fn step_of<P: Param<V>, S: Moment<V>>(
-                job: &Job, start: u64, len: u64, bounds: Bounds, notes: Option<&mut Notes>,
+                job: &Job, start: u64, len: u64, threshold: u32,
             ) -> u64 {
                 // SAFETY: the caller's promise.
-                unsafe { kernels::step::<V, P, S>(job, start, len, bounds, notes) }
+                unsafe { kernels::step::<V, P, S>(job, start, len, threshold) }
             }
 
-            unsafe fn step(
-                job: &Job, start: u64, len: u64, bounds: Bounds, notes: Option<&mut Notes>,
-            ) -> u64 {
+            unsafe fn step(job: &Job, start: u64, len: u64, threshold: u32) -> u64 {
                 // SAFETY: the caller's promise; `Kernels::choose` has seen that the processor has the features.
-                unsafe { for_types!(job, step_of(job, start, len, bounds, notes)) }
+                unsafe { for_types!(job, step_of(job, start, len, threshold)) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            #[inline(never)]
+            unsafe fn step_and_note_of<P: Param<V>, S: Moment<V>>(
+                job: &Job, start: u64, len: u64, bounds: Bounds, notes: &mut Notes,
+            ) -> u64 {
+                // SAFETY: the caller's promise.
+                unsafe { kernels::step_and_note::<V, P, S>(job, start, len, bounds, notes) }
+            }
+
+            unsafe fn step_and_note(
+                job: &Job, start: u64, len: u64, bounds: Bounds, notes: &mut Notes,
+            ) -> u64 {
+                // SAFETY: as for `step`.
+                unsafe { for_types!(job, step_and_note_of(job, start, len, bounds, notes)) }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -115,6 +133,18 @@ macro_rules! tier {
             unsafe fn keys(job: &Job, start: u64, len: usize, keys: *mut u32) {
                 // SAFETY: as for `step`.
                 unsafe { for_moment_types!(job, keys_of(job, start, len, keys)) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            #[inline(never)]
+            unsafe fn lines_of<S: Moment<V>>(job: &Job, starts: &[u64], keys: *mut u32) {
+                // SAFETY: the caller's promise.
+                unsafe { kernels::lines::<V, S>(job, starts, keys) };
+            }
+
+            unsafe fn lines(job: &Job, starts: &[u64], keys: *mut u32) {
+                // SAFETY: as for `step`.
+                unsafe { for_moment_types!(job, lines_of(job, starts, keys)) }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -264,6 +294,7 @@ mod tests {
     use super::*;
     use crate::backend::RandomKeys;
     use crate::config::{Filter, Rounding, WeightDecayScope};
+    use crate::rule::random::{Key, Stream};
     use crate::rule::scalars::{Hyper, Scalars};
     use crate::rule::{convert, entry, random};
 
@@ -341,13 +372,17 @@ mod tests {
                 self.exp_avg_sq[i].to_f32(),
                 &job.scalars,
             );
-            let m = convert::f32_to_bf16_stochastic(m, job.random.exp_avg.bits(index));
-            let v = convert::f32_to_bf16_stochastic(v, job.random.exp_avg_sq.bits(index));
+            let draw = |stream| Key::new(1, 2, 3, stream).bits(index);
+            let m = convert::f32_to_bf16_stochastic(m, draw(Stream::ExpAvg));
+            let v = convert::f32_to_bf16_stochastic(v, draw(Stream::ExpAvgSq));
             let [wide_m, wide_v] = [m, v].map(convert::bf16_to_f32);
             let update = entry::update(wide_m, wide_v, &job.scalars);
             let p = entry::moved(self.param[i].to_f32(), update, &job.scalars);
-            let p = convert::f32_to_bf16_stochastic(p, job.random.param.bits(index));
-            let key = entry::key(random::uniform(job.random.filter.bits(index)));
+            let p = convert::f32_to_bf16_stochastic(p, draw(Stream::Param));
+            let key = entry::key(match job.filter {
+                Filter::Random => random::uniform(draw(Stream::Filter)),
+                _ => wide_m,
+            });
             (m, v, p, key)
         }
     }
@@ -438,8 +473,7 @@ mod tests {
         let threshold = sorted[50];
         let before = window.param.clone();
         // SAFETY: only the entries of the window are touched.
-        let moved =
-            unsafe { (kernels.step)(&job, FIRST, ENTRIES as u64, Bounds::at(threshold), None) };
+        let moved = unsafe { (kernels.step)(&job, FIRST, ENTRIES as u64, threshold) };
         assert_eq!(moved, 50);
         compare(&window, &before, &expected, |key| key >= threshold);
     }
@@ -447,8 +481,12 @@ mod tests {
     /// A pass that leaves some entries open; then corrections to thresholds above and below what moved.
     fn step_with_notes_beyond_32_bits(kernels: &Kernels) {
         let mut window = Window::new();
-        let job = window.job();
+        let job = Job {
+            filter: Filter::Momentum,
+            ..window.job()
+        };
         let (expected, sorted) = expected_entries(&window, &job);
+        let reach = |bound: u32| sorted.iter().filter(|&&key| key >= bound).count();
         let before = window.param.clone();
         let bounds = Bounds {
             possible: sorted[30],
@@ -460,18 +498,21 @@ mod tests {
             keys: keys.as_mut_ptr(),
             values: values.as_mut_ptr(),
             count: 0,
+            lost: 0,
         };
         // SAFETY: only the entries of the window are touched; there is room for their notes and a group more.
         let moved =
-            unsafe { (kernels.step)(&job, FIRST, ENTRIES as u64, bounds, Some(&mut notes)) };
-        let count = notes.count;
+            unsafe { (kernels.step_and_note)(&job, FIRST, ENTRIES as u64, bounds, &mut notes) };
+        let (count, lost) = (notes.count, notes.lost);
         let index = |noted: u32| noted.wrapping_sub(FIRST as u32) as usize;
         let noted: Vec<usize> = entries[..count].iter().map(|&entry| index(entry)).collect();
         for (note, &i) in noted.iter().enumerate() {
             let (_, _, p, key) = expected[i];
-            assert!(key >= bounds.possible, "{i} is noted");
             assert_eq!(keys[note], key, "key of {i}");
-            assert_eq!(values[note] as u16, p, "value of {i}");
+            assert!(key >= bounds.possible, "{i} is noted");
+            let has_moved = key >= bounds.certain;
+            let value = if has_moved { before[i].to_bits() } else { p };
+            assert_eq!(values[note] as u16, value, "value of {i}");
         }
         for (i, &(_, _, _, key)) in expected.iter().enumerate() {
             let times = noted.iter().filter(|&&noted| noted == i).count();
@@ -481,16 +522,10 @@ mod tests {
                 "{i} is noted {times} times"
             );
         }
-        let certain_notes = keys[..count]
-            .iter()
-            .filter(|&&key| key >= bounds.certain)
-            .count();
-        assert_eq!(moved as usize + certain_notes, 40);
-        assert!(certain_notes < 30, "most old values can be computed again");
-        let waits = |key: u32| keys[..count].contains(&key);
-        compare(&window, &before, &expected, |key| {
-            key >= bounds.certain && !waits(key)
-        });
+        assert_eq!(count - lost, reach(bounds.possible) - reach(bounds.certain));
+        assert_eq!(moved as usize, reach(bounds.certain));
+        assert!(lost < 30, "most old values can be computed again");
+        compare(&window, &before, &expected, |key| key >= bounds.certain);
 
         // The moments stay as they are now.
         let stored = Job {
@@ -503,25 +538,19 @@ mod tests {
             },
             ..job
         };
-        // What the notes say about certain entries is not for `settle` to see.
-        for (&i, &value) in noted.iter().zip(&values) {
-            if expected[i].3 >= bounds.certain {
-                window.param[i] = bf16::from_bits(value as u16);
-            }
-        }
         let mut moved_from = bounds.certain;
         for rank in [20, 90, 60] {
             let threshold = sorted[rank];
-            let restore: Vec<usize> = (0..ENTRIES)
-                .filter(|&i| waits(expected[i].3) && expected[i].3 >= bounds.certain)
-                .filter(|&i| expected[i].3 < threshold)
-                .collect();
             // SAFETY: as above.
             let moves =
                 unsafe { (kernels.settle)(&stored, FIRST, ENTRIES as u64, moved_from, threshold) };
-            assert_eq!(moves as usize, ENTRIES - rank);
-            for i in restore {
-                window.param[i] = before[i];
+            assert_eq!(moves as usize, reach(threshold));
+            // Those of which the notes know the old value.
+            for (note, &i) in noted.iter().enumerate() {
+                let key = expected[i].3;
+                if key >= bounds.certain && moved_from <= key && key < threshold {
+                    window.param[i] = bf16::from_bits(values[note] as u16);
+                }
             }
             compare(&window, &before, &expected, |key| key >= threshold);
             moved_from = threshold;

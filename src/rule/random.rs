@@ -15,12 +15,16 @@ pub enum Stream {
 
 /// The part of the key that is common to all entries of a tensor in one step and stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Key(u64);
+pub struct Key {
+    /// What all streams of the step share.
+    step: u64,
+    stream: u64,
+}
 
 /// The key of 2^32 consecutive entries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpanKey {
-    /// Mixed in before the first round.
+    /// Mixed in before the first round: the same for all streams, so that they can share that round.
     pub first: u32,
     /// Mixed in before the second round.
     pub second: u32,
@@ -32,17 +36,19 @@ impl Key {
     pub fn new(seed: u64, name_hash: u64, step: u64, stream: Stream) -> Self {
         let z = mix64(seed);
         let z = mix64(z ^ name_hash);
-        let z = mix64(z ^ step);
-        Self(mix64(z ^ stream as u64))
+        Self {
+            step: mix64(z ^ step),
+            stream: stream as u64,
+        }
     }
 
     /// The key for the entries whose upper 32 index bits are `high`.
     #[must_use]
     pub fn span(self, high: u32) -> SpanKey {
-        let z = mix64(self.0 ^ u64::from(high));
+        let z = mix64(self.step ^ u64::from(high));
         SpanKey {
             first: z as u32,
-            second: (z >> 32) as u32,
+            second: (mix64(z ^ self.stream) >> 32) as u32,
         }
     }
 

@@ -48,9 +48,10 @@ static inline uint32_t reference_random(uint64_t seed, const char *name, uint64_
     for (; *name; name++) {
         hash = (hash ^ (unsigned char)*name) * 0x00000100000001B3u;
     }
-    z = reference_mix64(reference_mix64(reference_mix64(reference_mix64(seed) ^ hash) ^ t) ^ stream);
+    z = reference_mix64(reference_mix64(reference_mix64(seed) ^ hash) ^ t);
     z = reference_mix64(z ^ (entry >> 32));
-    return reference_mix32(reference_mix32((uint32_t)entry ^ (uint32_t)z) ^ (uint32_t)(z >> 32));
+    return reference_mix32(reference_mix32((uint32_t)entry ^ (uint32_t)z) ^
+                           (uint32_t)(reference_mix64(z ^ stream) >> 32));
 }
 
 static inline float reference_widen_f16(uint16_t h) {

@@ -148,13 +148,13 @@ def fnv1a(name):
 
 def random_bits(seed, name, t, stream, entries):
     """bits32 of every index in the uint64 array `entries`; `stream` is its number."""
-    z = mix64(mix64(mix64(mix64(seed) ^ fnv1a(name)) ^ t) ^ stream)
+    z = mix64(mix64(mix64(seed) ^ fnv1a(name)) ^ t)
     entries = np.asarray(entries, dtype=np.uint64)
     z = mix64_array(np.uint64(z) ^ (entries >> np.uint64(32)))
-    low = (z & np.uint64(0xFFFFFFFF)).astype(np.uint32)
-    high = (z >> np.uint64(32)).astype(np.uint32)
+    first = (z & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+    second = (mix64_array(z ^ np.uint64(stream)) >> np.uint64(32)).astype(np.uint32)
     index = (entries & np.uint64(0xFFFFFFFF)).astype(np.uint32)
-    return mix32(mix32(index ^ low) ^ high)
+    return mix32(mix32(index ^ first) ^ second)
 
 
 # Gradient norm

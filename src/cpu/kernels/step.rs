@@ -1,0 +1,296 @@
+//! The loops that take a step.
+
+use std::mem::MaybeUninit;
+
+use super::pass::Pass;
+use super::walk::{Body, Place, TILE, walk};
+use crate::backend::Job;
+use crate::config::{Filter, WeightDecayScope};
+use crate::cpu::element::{Moment, Param};
+use crate::cpu::vector::{Vector, magnitude};
+
+/// Steps the entries `start..start + len`, fewer than 2^28: those move whose key reaches `threshold`. How many
+/// moved.
+///
+/// # Safety
+///
+/// The range lies within the job's tensor; the job's buffers are as large as it says, and nobody else uses
+/// them in this range.
+#[inline(always)]
+pub(in crate::cpu) unsafe fn step<V: Vector, P: Param<V>, S: Moment<V>>(
+    job: &Job,
+    start: u64,
+    len: u64,
+    threshold: u32,
+) -> u64 {
+    // Where everything moves the filters differ in nothing.
+    let by_momentum = job.filter == Filter::Momentum || job.everything_moves;
+    // SAFETY: the caller's promise.
+    unsafe {
+        if by_momentum && job.weight_decay_scope == WeightDecayScope::Selected {
+            step_by::<V, P, S, true>(job, start, len, threshold)
+        } else {
+            step_by::<V, P, S, false>(job, start, len, threshold)
+        }
+    }
+}
+
+/// # Safety
+///
+/// As for [`step`].
+#[inline(always)]
+unsafe fn step_by<V: Vector, P: Param<V>, S: Moment<V>, const USUAL: bool>(
+    job: &Job,
+    start: u64,
+    len: u64,
+    threshold: u32,
+) -> u64 {
+    let mut body = Step::<V, USUAL> {
+        threshold: V::uint(threshold),
+        moved: V::uint(0),
+    };
+    // SAFETY: the caller's promise.
+    unsafe { walk::<V, P, S, _>(job, start, len, &mut body) };
+    u64::from(V::sum(body.moved))
+}
+
+/// `USUAL` says that the filter is `momentum`, or all entries move; and that those that do not move do not decay.
+struct Step<V: Vector, const USUAL: bool> {
+    threshold: V::U,
+    /// How many entries moved.
+    moved: V::U,
+}
+
+impl<V, P, S, const USUAL: bool> Body<V, P, S> for Step<V, USUAL>
+where
+    V: Vector,
+    P: Param<V>,
+    S: Moment<V>,
+{
+    const READS_GRAD: bool = true;
+    const WRITES: bool = true;
+
+    #[inline(always)]
+    unsafe fn tile(&mut self, pass: &Pass, place: Place, entries: V::U, len: usize) {
+        let mut moved_lanes = self.moved;
+        for group in 0..len.div_ceil(V::LANES) {
+            let (place, entries) = place.group::<V, P, S>(entries, group);
+            // SAFETY: the caller's promise.
+            unsafe {
+                let (g, m, v) = pass.moments::<V, S>(place, entries);
+                S::store(place.exp_avg, m);
+                S::store(place.exp_avg_sq, v);
+                let (filtered, may_move) = pass.filtered::<V, USUAL>(g, m, v, entries);
+                let selected = may_move & V::at_least(filtered, self.threshold);
+
+                let old = P::load(place.param, place.master);
+                let decayed = pass.decayed::<V, P>(old);
+                let moved = decayed - pass.difference::<V>(m, v);
+                let (new, written) = if !USUAL && pass.decay_all {
+                    let new = V::select(selected, V::bits(moved), V::bits(decayed));
+                    (V::from_bits(new), V::at_least(filtered, V::uint(0)))
+                } else {
+                    (moved, selected)
+                };
+                let new = pass.encode::<V, P>(new, entries);
+                P::store(place.param, place.master, new, old, written);
+                moved_lanes = V::tally(moved_lanes, selected);
+            }
+        }
+        self.moved = moved_lanes;
+    }
+}
+
+/// From which keys on entries move, as far as it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::cpu) struct Bounds {
+    /// Below this key none moves. Not 0.
+    pub(in crate::cpu) possible: u32,
+    /// From this key on all move. What lies between is open.
+    pub(in crate::cpu) certain: u32,
+}
+
+impl Bounds {
+    /// The threshold is known.
+    pub(in crate::cpu) fn at(threshold: u32) -> Self {
+        Self {
+            possible: threshold,
+            certain: threshold,
+        }
+    }
+}
+
+/// What a pass that does not know the threshold writes down: the entries that are open, and have not moved; and those
+/// that moved, but whose old value cannot be computed from the new one.
+#[derive(Debug)]
+pub(in crate::cpu) struct Notes {
+    /// The lower halves of their indices.
+    pub(in crate::cpu) entries: *mut u32,
+    pub(in crate::cpu) keys: *mut u32,
+    /// What an open entry becomes if it moves; what one that moved was. By the bits in which a parameter is kept.
+    pub(in crate::cpu) values: *mut u32,
+    pub(in crate::cpu) count: usize,
+    /// How many of these moved.
+    pub(in crate::cpu) lost: usize,
+}
+
+/// Steps entries like [`step`], as far as the bounds tell, and makes notes; how many moved. The filter is
+/// `momentum`, and entries that do not move do not decay.
+///
+/// # Safety
+///
+/// As for [`step`]. All `notes` have room for `len` entries and [`MAX_LANES`](crate::cpu::vector::MAX_LANES) more.
+#[inline(always)]
+pub(in crate::cpu) unsafe fn step_and_note<V: Vector, P: Param<V>, S: Moment<V>>(
+    job: &Job,
+    start: u64,
+    len: u64,
+    bounds: Bounds,
+    notes: &mut Notes,
+) -> u64 {
+    let mut body = StepAndNote::<V> {
+        possible: V::uint(bounds.possible),
+        certain: V::uint(bounds.certain),
+        moved: 0,
+        notes,
+        lists: Lists::new(),
+    };
+    // SAFETY: the caller's promise.
+    unsafe { walk::<V, P, S, _>(job, start, len, &mut body) };
+    body.moved
+}
+
+struct StepAndNote<'a, V: Vector> {
+    possible: V::U,
+    certain: V::U,
+    /// Entries that moved, with a note or without.
+    moved: u64,
+    notes: &'a mut Notes,
+    lists: Lists,
+}
+
+/// What is known about the groups of a tile. Not initialised, because most of it is never used.
+struct Lists {
+    /// Groups with entries that move: their numbers, and in the lower half which of their lanes.
+    moving: [MaybeUninit<u32>; TILE_GROUPS],
+    /// Likewise, groups with entries to note.
+    noted: [MaybeUninit<u32>; TILE_GROUPS],
+    /// What the parameters of all groups become if they move.
+    moved: [MaybeUninit<u32>; TILE],
+}
+
+/// Groups of a tile, of the vector with the fewest lanes.
+const TILE_GROUPS: usize = TILE / 4;
+
+impl Lists {
+    #[inline(always)]
+    fn new() -> Self {
+        Self {
+            moving: [MaybeUninit::uninit(); TILE_GROUPS],
+            noted: [MaybeUninit::uninit(); TILE_GROUPS],
+            moved: [MaybeUninit::uninit(); TILE],
+        }
+    }
+}
+
+/// Puts a group on a list if any of its lanes are meant; how many groups the list grows by.
+///
+/// # Safety
+///
+/// The list has room for it.
+#[inline(always)]
+unsafe fn list(to: *mut u32, number: u32, lanes: u32) -> usize {
+    // SAFETY: the caller's promise.
+    unsafe { to.write(number | lanes) };
+    // A comparison with zero would be made where the lanes come from, besides bringing them here.
+    ((lanes + 0xFFFF) >> 16) as usize
+}
+
+/// A group of a list: which one it is, and which of its lanes are meant.
+#[inline(always)]
+fn unpack(listed: u32) -> (usize, u32) {
+    ((listed >> 16) as usize, listed & 0xFFFF)
+}
+
+impl<V, P, S> Body<V, P, S> for StepAndNote<'_, V>
+where
+    V: Vector,
+    P: Param<V>,
+    S: Moment<V>,
+{
+    const READS_GRAD: bool = true;
+    const WRITES: bool = true;
+
+    /// Nothing in the first loop branches on the data: which groups have something to store or to note is listed
+    /// without a branch, and the lists are walked later. A branch that is often guessed wrong would cost more than all
+    /// the rest. And a line of parameters of which nothing is stored stays clean, and need not go back to memory; a
+    /// store under an empty mask would not leave it so on every processor.
+    #[inline(always)]
+    unsafe fn tile(&mut self, pass: &Pass, place: Place, entries: V::U, len: usize) {
+        let moving_groups = self.lists.moving.as_mut_ptr().cast::<u32>();
+        let noted_groups = self.lists.noted.as_mut_ptr().cast::<u32>();
+        let all_moved = self.lists.moved.as_mut_ptr().cast::<u32>();
+        let (mut num_moving, mut num_noted) = (0, 0);
+        for group in 0..len.div_ceil(V::LANES) {
+            let (place, entries) = place.group::<V, P, S>(entries, group);
+            // SAFETY: the caller's promise; the lists have room for all groups of a tile.
+            unsafe {
+                place.prefetch::<V, P>();
+                let (_, m, v) = pass.moments::<V, S>(place, entries);
+                S::store(place.exp_avg, m);
+                S::store(place.exp_avg_sq, v);
+                let key = magnitude::<V>(m);
+                let possible = V::finite(m) & V::at_least(key, self.possible);
+                let moving = possible & V::at_least(key, self.certain);
+
+                let old = P::load(place.param, place.master);
+                let difference = pass.difference::<V>(m, v);
+                let moved = pass.moved::<V, P>(old, difference, entries);
+                let undone = pass.undone::<V, P>(moved, difference, entries);
+                let returns = V::equal(undone & V::uint(P::BITS), old & V::uint(P::BITS));
+                let noted = possible ^ (moving & returns);
+
+                V::store_u32(all_moved.add(group * V::LANES), moved);
+                let number = (group as u32) << 16;
+                num_moving += list(moving_groups.add(num_moving), number, V::mask_bits(moving));
+                num_noted += list(noted_groups.add(num_noted), number, V::mask_bits(noted));
+            }
+        }
+        let (mut count, mut lost) = (self.notes.count, V::uint(0));
+        for i in 0..num_noted {
+            // SAFETY: the caller's promise; there is room for a note of every entry. The lists are written up to
+            // these places.
+            unsafe {
+                let (group, noted) = unpack(noted_groups.add(i).read());
+                let noted = V::mask_of(noted);
+                let (place, entries) = place.group::<V, P, S>(entries, group);
+                let key = magnitude::<V>(S::load(place.exp_avg));
+                let moved = V::bits(V::load_f32(all_moved.add(group * V::LANES).cast()));
+                let old = P::load(place.param, place.master);
+                let has_moved = V::at_least(key, self.certain);
+                let value = V::select(has_moved, old, moved);
+                lost = V::tally(lost, noted & has_moved);
+                V::store_compressed(self.notes.entries.add(count), noted, entries);
+                V::store_compressed(self.notes.keys.add(count), noted, key);
+                V::store_compressed(self.notes.values.add(count), noted, value);
+                count += V::count(noted);
+            }
+        }
+        self.notes.count = count;
+        self.notes.lost += V::sum(lost) as usize;
+        let mut num_moved = 0;
+        for i in 0..num_moving {
+            // SAFETY: as above.
+            unsafe {
+                let (group, moving) = unpack(moving_groups.add(i).read());
+                num_moved += moving.count_ones();
+                let (place, _) = place.group::<V, P, S>(entries, group);
+                let moved = V::bits(V::load_f32(all_moved.add(group * V::LANES).cast()));
+                let old = P::load(place.param, place.master);
+                let moving = V::mask_of(moving);
+                P::store(place.param, place.master, moved, old, moving);
+            }
+        }
+        self.moved += u64::from(num_moved);
+    }
+}
