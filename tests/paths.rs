@@ -416,7 +416,7 @@ fn all_types_in_every_tier() {
                                         state_dtype,
                                         rounding,
                                         weight_decay: [0.0, 0.5][seed as usize / 7 % 2],
-                                        update_fraction: [0.05, 0.6][seed as usize / 11 % 2],
+                                        update_fraction: [0.05, 0.25][seed as usize / 11 % 2],
                                         ..on_one_thread()
                                     },
                                     tensors: vec![tensor],
@@ -507,7 +507,7 @@ fn old_values_that_cannot_be_computed_again() {
                                 learning_rate,
                                 weight_decay,
                                 master_weights,
-                                update_fraction: [0.03, 0.5][seed as usize % 2],
+                                update_fraction: [0.03, 0.25][seed as usize % 2],
                                 rounding: ROUNDINGS[seed as usize / 2 % 2],
                                 ..on_one_thread()
                             },
@@ -610,7 +610,7 @@ fn blocks_of_more_than_one_wave() {
             options: Options {
                 num_threads,
                 parallel_for,
-                update_fraction: 0.5,
+                update_fraction: 0.25,
                 ..on_one_thread()
             },
             tensors: vec![one, normal(5003, Dtype::F32, 2)],
@@ -692,7 +692,7 @@ fn nearly_no_old_value_of_a_large_block_can_be_computed_again() {
                 at_natural_size(forced),
                 Case {
                     options: Options {
-                        update_fraction: 0.5,
+                        update_fraction: 0.25,
                         learning_rate: 0.1,
                         num_threads: 2,
                         ..Options::default()

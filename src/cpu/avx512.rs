@@ -121,6 +121,12 @@ impl Vector for Lanes {
     }
 
     #[inline(always)]
+    unsafe fn store_compressed_u16(to: *mut u16, mask: Mask, x: U) {
+        // SAFETY: sixteen elements are writable (the caller's promise).
+        unsafe { Self::store_u16(to, U(_mm512_maskz_compress_epi32(mask.0, x.0))) };
+    }
+
+    #[inline(always)]
     fn sqrt(x: F) -> F {
         // SAFETY: see above.
         F(unsafe { _mm512_sqrt_ps(x.0) })

@@ -1,6 +1,7 @@
 //! How a loop reads and writes each kind of buffer.
 
 use super::vector::{Bf16, F16, Format, Vector};
+use crate::backend::Job;
 use crate::config::Dtype;
 
 /// Reads a group of gradients. Their type is looked at here, not made a parameter of the loops: the branch is
@@ -51,8 +52,9 @@ pub(super) trait Moment<V: Vector> {
 pub(super) trait Param<V: Vector> {
     const SIZE: usize;
     const HAS_MASTER: bool;
-    /// The bits that matter.
-    const BITS: u32;
+    /// What a parameter was before it moved is kept, not computed back: to round to 16 bits again, only to see whether
+    /// that is right, takes longer than to keep 16 bits.
+    const KEEPS_OLD: bool;
 
     /// # Safety
     ///
@@ -71,6 +73,11 @@ pub(super) trait Param<V: Vector> {
     ///
     /// `LANES` elements are writable at `param`, and at `master` if there is one.
     unsafe fn store(param: *mut u8, master: *mut f32, new: V::U, old: V::U, written: V::Mask);
+}
+
+/// [`Param::KEEPS_OLD`] of a job's parameter.
+pub(super) fn keeps_old(job: &Job) -> bool {
+    job.master.is_null() && job.param_dtype != Dtype::F32
 }
 
 /// How a parameter of 16 bits without a master copy is rounded.
@@ -140,7 +147,7 @@ impl<V: Vector> Moment<V> for HalfBf16 {
 impl<V: Vector> Param<V> for Single {
     const SIZE: usize = 4;
     const HAS_MASTER: bool = false;
-    const BITS: u32 = u32::MAX;
+    const KEEPS_OLD: bool = false;
 
     #[inline(always)]
     unsafe fn load(param: *const u8, _: *const f32) -> V::U {
@@ -168,7 +175,7 @@ impl<V: Vector> Param<V> for Single {
 impl<V: Vector, T: Format<V>> Param<V> for Half<T> {
     const SIZE: usize = 2;
     const HAS_MASTER: bool = false;
-    const BITS: u32 = 0xFFFF;
+    const KEEPS_OLD: bool = true;
 
     #[inline(always)]
     unsafe fn load(param: *const u8, _: *const f32) -> V::U {
@@ -199,7 +206,7 @@ impl<V: Vector, T: Format<V>> Param<V> for Half<T> {
 impl<V: Vector, T: Format<V>> Param<V> for Master<T> {
     const SIZE: usize = 2;
     const HAS_MASTER: bool = true;
-    const BITS: u32 = u32::MAX;
+    const KEEPS_OLD: bool = false;
 
     #[inline(always)]
     unsafe fn load(_: *const u8, master: *const f32) -> V::U {

@@ -3,6 +3,7 @@
 //! Work is cut by entries over all tensors, so that one huge tensor and a thousand tiny ones both occupy all
 //! threads. The cut never changes a result.
 
+use super::element::keeps_old;
 use super::forced;
 use crate::backend::Job;
 use crate::config::{Filter, WeightDecayScope};
@@ -40,7 +41,17 @@ pub(super) fn is_estimated(job: &Job) -> bool {
     // An entry that decays without moving would have two possible values to note. The other filters are there for
     // comparison, and not worth loops of their own.
     let decays_all = job.weight_decay_scope == WeightDecayScope::All && job.scalars.decay != 1.0;
-    is_large(job) && !decays_all && job.filter == Filter::Momentum
+    is_large(job) && !decays_all && job.filter == Filter::Momentum && !keeps_too_much(job)
+}
+
+/// True if so many entries move that there is no room for their old values, where these are kept.
+fn keeps_too_much(job: &Job) -> bool {
+    keeps_old(job) && job.rank > most_kept(job.block_numel)
+}
+
+/// How many old values of a block are kept at most, where they are kept.
+pub(super) fn most_kept(block_numel: u64) -> u64 {
+    block_numel / 4
 }
 
 /// True if all threads together search for the threshold of each block before it is stepped.

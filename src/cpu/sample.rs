@@ -52,7 +52,7 @@ pub(super) fn line(range: Range, lines: usize, i: usize, key: u32) -> u64 {
     let first = i / 2 * total / strata;
     let stratum = (i / 2 + 1) * total / strata - first;
     let draw = u64::from(mix32(i as u32 ^ key));
-    range.start + (first + (draw * stratum >> 32)) * LINE as u64
+    range.start + (first + ((draw * stratum) >> 32)) * LINE as u64
 }
 
 /// Computes the keys of the lines `first..last` of the `lines` of a range.

@@ -88,6 +88,20 @@ pub(crate) trait Vector: Copy {
     ///
     /// As above: all `LANES` elements are writable at `to`, however few lanes are set.
     unsafe fn store_compressed(to: *mut u32, mask: Self::Mask, x: Self::U);
+    /// The same with the low halves.
+    ///
+    /// # Safety
+    ///
+    /// As above.
+    #[inline(always)]
+    unsafe fn store_compressed_u16(to: *mut u16, mask: Self::Mask, x: Self::U) {
+        let mut lanes = [0u32; MAX_LANES];
+        // SAFETY: no vector has more lanes; the rest is the caller's promise.
+        unsafe {
+            Self::store_compressed(lanes.as_mut_ptr(), mask, x);
+            Self::store_u16(to, Self::bits(Self::load_f32(lanes.as_ptr().cast())));
+        }
+    }
 
     fn sqrt(x: Self::F) -> Self::F;
     /// x·y + z, rounded once or twice: not for what the rule defines.
@@ -612,6 +626,22 @@ pub(super) mod tests {
             unsafe { V::store_compressed(room.as_mut_ptr(), mask, x) };
             assert_eq!(room[..expected.len()], expected, "compressed by {bits:#b}");
             assert_eq!(room[V::LANES], GUARD);
+
+            let mut room = [0xDEADu16; MAX_LANES + 1];
+            // SAFETY: as above.
+            unsafe { V::store_compressed_u16(room.as_mut_ptr(), mask, x) };
+            let low_halves: Vec<u16> = expected.iter().map(|&x| x as u16).collect();
+            assert_eq!(room[..expected.len()], low_halves, "halves by {bits:#b}");
+            assert_eq!(room[V::LANES], 0xDEAD);
+
+            let mut room = [0xDEADu16; MAX_LANES + 1];
+            // SAFETY: as above.
+            unsafe { V::store_u16_where(room.as_mut_ptr(), mask, x, V::uint(0xDEAD)) };
+            for (i, &found) in room.iter().enumerate() {
+                let set = i < V::LANES && bits >> i & 1 == 1;
+                let expected = if set { all[i] as u16 } else { 0xDEAD };
+                assert_eq!(found, expected, "half {i} of {bits:#b}");
+            }
 
             let mut room = [GUARD; MAX_LANES + 1];
             // SAFETY: as above.

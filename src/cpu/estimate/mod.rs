@@ -16,9 +16,10 @@ mod writes;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use super::element::keeps_old;
 use super::executor::Executor;
 use super::kernels::Bounds;
-use super::plan::is_estimated;
+use super::plan::{is_estimated, most_kept};
 use super::sample;
 use super::search;
 use super::select::Range;
@@ -95,6 +96,9 @@ struct Block {
 struct Tile {
     first_note: usize,
     num_notes: u32,
+    /// Where old values are kept.
+    first_old: usize,
+    num_old: u32,
     /// Nothing has moved, and nothing was noted.
     held: bool,
 }
@@ -109,23 +113,37 @@ struct Wave {
     tiles: usize,
     sample_words: usize,
     note_capacity: usize,
+    /// Of 16 bits each.
+    old_capacity: usize,
     /// For one search at a time.
     search_words: usize,
 }
 
 impl Wave {
     fn words(&self) -> usize {
-        self.sample_words + NOTE_WORDS * self.note_capacity + self.search_words
+        self.sample_words
+            + NOTE_WORDS * self.note_capacity
+            + self.old_capacity.div_ceil(2)
+            + self.search_words
     }
 
-    fn add(&mut self, len: u64) {
+    /// `kept` is how many of its entries move, if their old values are kept.
+    fn add(&mut self, len: u64, kept: Option<u64>, threads: usize) {
         self.num_blocks += 1;
         self.entries += len;
         self.gathers += sample::lines(len).div_ceil(GATHERED);
         self.tiles += len.div_ceil(TILE) as usize;
         self.sample_words += sample::room(len);
-        self.note_capacity += note_capacity(len);
+        self.note_capacity += note_capacity(len, kept.is_some());
         self.search_words = self.search_words.max(search_words(len));
+        if let Some(kept) = kept {
+            if self.old_capacity == 0 {
+                // What threads take and do not fill.
+                self.old_capacity = threads * chunk(threads);
+            }
+            // Somewhat more, because the threads do not know at once when too many have moved.
+            self.old_capacity += (kept + kept / 16) as usize;
+        }
     }
 
     /// True if a wave for this many threads need not be larger.
@@ -148,12 +166,13 @@ fn chunk(threads: usize) -> usize {
     (256 / threads).clamp(2, 4) * TILE as usize + MAX_LANES
 }
 
-/// How many notes about a block there is room for.
-fn note_capacity(len: u64) -> usize {
+/// How many notes about a block there is room for. None is about an old value where these are kept.
+fn note_capacity(len: u64, keeps_old: bool) -> usize {
     let sampled = (sample::lines(len) * sample::LINE) as f64;
     // Of α = 0.5, where it is largest.
     let expected = len as f64 * 2.0 * sample::SIGMAS * 0.5 / sampled.sqrt();
-    ((OPEN_RESERVE * expected) as u64 + len / LOST_SHARE).min(len) as usize
+    let lost = if keeps_old { 0 } else { len / LOST_SHARE };
+    ((OPEN_RESERVE * expected) as u64 + lost).min(len) as usize
 }
 
 /// Words that finding one threshold the long way takes.
@@ -182,17 +201,20 @@ impl Estimates {
         let mut wave = Wave::empty(0, threads);
         for (i, job) in estimated() {
             let len = job.block_numel;
+            let kept = keeps_old(job).then_some(job.rank);
             for start in (0..job.numel).step_by(len as usize) {
                 let mut next = wave;
-                next.add(len);
+                next.add(len, kept, threads);
                 if wave.num_blocks > 0 && next.is_full(threads) {
                     try_reserve_one(&mut self.waves, "the estimates")?;
                     self.waves.push(wave);
                     wave = Wave::empty(self.blocks.len(), threads);
                     next = wave;
-                    next.add(len);
+                    next.add(len, kept, threads);
                 }
-                self.blocks.push(Block::new(i, Range { start, len }, &wave));
+                let most_notes = note_capacity(len, kept.is_some());
+                let range = Range { start, len };
+                self.blocks.push(Block::new(i, range, most_notes, &wave));
                 wave = next;
                 words = words.max(wave.words());
                 tiles = tiles.max(wave.tiles);
@@ -256,17 +278,22 @@ pub(super) fn bytes_bound(numel: u64, num_blocks: u64, threads: usize) -> u64 {
     if len <= super::plan::SMALL_BLOCK {
         return 0;
     }
-    let mut wave = Wave::empty(0, threads);
-    let mut words = 0;
-    while wave.num_blocks < num_blocks as usize && !wave.is_full(threads) {
-        wave.add(len);
-        words = wave.words();
-    }
+    // Whichever takes more, depending on the types, which may be anything here.
+    let [wave, other] = [None, Some(most_kept(len))].map(|kept| {
+        let mut wave = Wave::empty(0, threads);
+        while wave.num_blocks < num_blocks as usize && !wave.is_full(threads) {
+            wave.add(len, kept, threads);
+        }
+        wave
+    });
+    let words = wave.words().max(other.words());
+    let tiles = wave.tiles.max(other.tiles);
+    let blocks = wave.num_blocks.min(other.num_blocks);
     // The list of waves grows by doubling, from a few.
-    let waves = 4 + 2 * num_blocks.div_ceil(wave.num_blocks.saturating_sub(1).max(1) as u64);
+    let waves = 4 + 2 * num_blocks.div_ceil(blocks.saturating_sub(1).max(1) as u64);
     num_blocks * size_of::<Block>() as u64
         + waves * size_of::<Wave>() as u64
-        + (wave.tiles * size_of::<Tile>()) as u64
+        + (tiles * size_of::<Tile>()) as u64
         + (words * size_of::<u32>()) as u64
 }
 
@@ -280,7 +307,7 @@ pub(super) struct Stepped {
 
 impl Block {
     /// The next one of a wave.
-    fn new(job: usize, range: Range, wave: &Wave) -> Self {
+    fn new(job: usize, range: Range, most_notes: usize, wave: &Wave) -> Self {
         let lines = sample::lines(range.len);
         Self {
             job,
@@ -291,7 +318,7 @@ impl Block {
             first_key: wave.sample_words,
             gathers_left: AtomicUsize::new(lines.div_ceil(GATHERED)),
             tiles_left: AtomicUsize::new(range.len.div_ceil(TILE) as usize),
-            most_notes: note_capacity(range.len) as u64,
+            most_notes: most_notes as u64,
             possible: AtomicU32::new(0),
             certain: AtomicU32::new(0),
             moved: AtomicU64::new(0),
@@ -392,6 +419,18 @@ impl Words {
         assert!(first <= self.len && len <= self.len - first);
         // SAFETY: within the words (asserted above), which outlive the wave; the rest is the caller's promise.
         unsafe { std::slice::from_raw_parts(self.start.add(first), len) }
+    }
+
+    /// The words as halves.
+    ///
+    /// # Safety
+    ///
+    /// No thread writes to these halves meanwhile.
+    unsafe fn halves(&self, first: usize, len: usize) -> &[u16] {
+        let total = 2 * self.len;
+        assert!(first <= total && len <= total - first);
+        // SAFETY: within the words (asserted above), which outlive the wave; the rest is the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.start.cast::<u16>().add(first), len) }
     }
 
     /// # Safety

@@ -9,6 +9,7 @@ use super::{
     Words, chunk, search_words,
 };
 use crate::backend::Job;
+use crate::cpu::element::keeps_old;
 use crate::cpu::executor::{Executor, Incomplete};
 use crate::cpu::forced::{self, Forced};
 use crate::cpu::kernels::{Bounds, Notes};
@@ -31,13 +32,16 @@ pub(super) struct WaveRun<'a> {
     sample: Words,
     /// Entries, keys and values.
     notes: [Words; NOTE_WORDS],
+    /// Old values, two in a word.
+    old: Words,
     /// For searches.
     free: Words,
     next_note: AtomicUsize,
+    next_old: AtomicUsize,
     forced: Forced,
 }
 
-/// Room for notes that one thread has taken.
+/// Room that one thread has taken.
 #[derive(Clone, Copy, Debug, Default)]
 struct Chunk {
     next: usize,
@@ -45,7 +49,7 @@ struct Chunk {
 }
 
 impl Chunk {
-    /// Makes sure that there is room for the notes of a tile, if there is any.
+    /// Makes sure that there is room for a tile, if there is any.
     fn reserve(&mut self, size: usize, next: &AtomicUsize, capacity: usize) -> bool {
         let needed = TILE as usize + MAX_LANES;
         if self.end - self.next >= needed {
@@ -63,7 +67,8 @@ impl Chunk {
 /// What a thread knows during the pass.
 #[derive(Debug, Default)]
 struct Strand {
-    chunk: Chunk,
+    notes: Chunk,
+    old: Chunk,
     /// Whose tiles it is at, and what it has not told the block yet.
     block: usize,
     tiles: usize,
@@ -93,7 +98,8 @@ impl<'a> WaveRun<'a> {
         threads: usize,
     ) -> Self {
         let (notes, rest) = words.split_at_mut(NOTE_WORDS * wave.note_capacity);
-        let (sample, free) = rest.split_at_mut(wave.sample_words);
+        let (sample, rest) = rest.split_at_mut(wave.sample_words);
+        let (old, free) = rest.split_at_mut(wave.old_capacity.div_ceil(2));
         let mut notes = notes.chunks_exact_mut(wave.note_capacity).map(Words::of);
         let notes = std::array::from_fn(|_| notes.next().expect("as many as it was divided by"));
         Self {
@@ -105,8 +111,10 @@ impl<'a> WaveRun<'a> {
             chunk: chunk(threads),
             sample: Words::of(sample),
             notes,
+            old: Words::of(old),
             free: Words::of(free),
             next_note: AtomicUsize::new(0),
+            next_old: AtomicUsize::new(0),
             forced: forced::current(),
         }
     }
@@ -281,10 +289,10 @@ impl<'a> WaveRun<'a> {
     /// As for [`WaveRun::pass`].
     unsafe fn step_and_note(&self, strand: &mut Strand, block: &Block, tile: Range) -> Tile {
         let job = &self.jobs[block.job];
+        let (wave, chunk) = (self.wave, self.chunk);
         let has_room = !self.forced.no_room
-            && strand
-                .chunk
-                .reserve(self.chunk, &self.next_note, self.wave.note_capacity);
+            && (strand.notes).reserve(chunk, &self.next_note, wave.note_capacity)
+            && (!keeps_old(job) || (strand.old).reserve(chunk, &self.next_old, wave.old_capacity));
         // If too many have moved already, the estimate has failed, and to go on would only make it worse. If it
         // leaves too many open, they must not take the room of other blocks.
         let held = !has_room
@@ -295,7 +303,7 @@ impl<'a> WaveRun<'a> {
         } else {
             block.bounds()
         };
-        let first_note = strand.chunk.next;
+        let (first_note, first_old) = (strand.notes.next, strand.old.next);
         let [entries, keys, values] = self
             .notes
             .each_ref()
@@ -306,18 +314,23 @@ impl<'a> WaveRun<'a> {
             values,
             count: 0,
             lost: 0,
+            old: self.old.start.cast::<u16>().wrapping_add(first_old),
+            num_old: 0,
         };
         // SAFETY: the caller's promise; there is room for the notes of a whole tile, or none will be made.
         unsafe {
             let kernel = self.kernels.step_and_note;
             strand.moved += kernel(job, tile.start, tile.len, bounds, &mut notes);
         }
-        strand.chunk.next += notes.count;
+        strand.notes.next += notes.count;
+        strand.old.next += notes.num_old;
         strand.lost += notes.lost as u64;
         strand.open += (notes.count - notes.lost) as u64;
         Tile {
             first_note,
             num_notes: notes.count as u32,
+            first_old,
+            num_old: notes.num_old as u32,
             held,
         }
     }
@@ -509,6 +522,9 @@ impl<'a> WaveRun<'a> {
         let Range { start, len } = block.tile(tile);
         // SAFETY: the caller's promise; the pass has written the tile and its notes.
         unsafe {
+            if keeps_old(job) {
+                self.restore(block, tile, threshold);
+            }
             let notes = self.notes_of(tile);
             let certain = block.bounds().certain;
             let moved_from = if notes.held { NEVER } else { certain };
@@ -522,6 +538,36 @@ impl<'a> WaveRun<'a> {
                 write_param(job, entry(start, notes.entries[i]), notes.values[i]);
             }
             selected
+        }
+    }
+
+    /// Gives those entries of a tile that moved, but do not reach the threshold, the old values that were kept.
+    ///
+    /// # Safety
+    ///
+    /// As for [`WaveRun::correct`].
+    unsafe fn restore(&self, block: &Block, tile: usize, threshold: u32) {
+        let job = &self.jobs[block.job];
+        let Range { start, len } = block.tile(tile);
+        let certain = block.bounds().certain;
+        let mut keys = [0u32; TILE as usize + MAX_LANES];
+        // SAFETY: the caller's promise; the pass has written the tile, and as many old values as entries moved. There
+        // is room for the keys of a tile, and a group more.
+        unsafe {
+            let Tile {
+                first_old, num_old, ..
+            } = self.tiles.0.add(tile).read();
+            let mut old = self.old.halves(first_old, num_old as usize).iter();
+            if old.len() == 0 {
+                return;
+            }
+            (self.kernels.keys)(&job_after_step(job), start, len as usize, keys.as_mut_ptr());
+            let moved = (0..len).zip(keys).filter(|(_, key)| *key >= certain);
+            for ((i, key), &old) in moved.zip(&mut old) {
+                if key < threshold {
+                    write_param(job, start + i, old.into());
+                }
+            }
         }
     }
 }

@@ -165,23 +165,12 @@ impl Pass {
         self.encode::<V, P>(self.decayed::<V, P>(old) - difference, entries)
     }
 
-    /// What the parameter was before it became `moved`, most probably.
+    /// What the parameter was before it became `moved`, most probably. Not for types whose old values are kept.
     #[inline(always)]
-    pub(super) fn undone<V: Vector, P: Param<V>>(
-        &self,
-        moved: V::U,
-        difference: V::F,
-        entries: V::U,
-    ) -> V::U {
+    pub(super) fn undone<V: Vector, P: Param<V>>(&self, moved: V::U, difference: V::F) -> V::U {
         // 1 / decay as 1 + regrowth: with decay near 1, only so the product is precise enough.
         let decayed = P::decode(moved) + difference;
         let undecayed = V::mul_add(decayed, V::float(self.regrowth), decayed);
-        // Random bits r rounded x to the multiple of the last place that x + r reaches; so what x was comes back
-        // from there with the bits 1 - r.
-        let rounding = match self.rounding::<V>(entries) {
-            Round::Stochastic(random) => Round::Stochastic(random ^ V::uint(u32::MAX)),
-            nearest => nearest,
-        };
-        P::encode(undecayed, rounding)
+        P::encode(undecayed, Round::Nearest)
     }
 }

@@ -10,8 +10,8 @@ use crate::cpu::vector::{Vector, magnitude};
 
 /// Makes the entries `start..start + len`, fewer than 2^28, right after a step that moved those from `moved_from`
 /// on, now that it should be those from `threshold` on; how many these are. An entry that moved, whose old value
-/// cannot be computed from the new one, and that must move back, becomes something else. The filter is `momentum`,
-/// and entries that do not move do not decay.
+/// cannot be computed from the new one, and that must move back, becomes something else; where old values are kept, none
+/// moves back. The filter is `momentum`, and entries that do not move do not decay.
 ///
 /// # Safety
 ///
@@ -93,12 +93,13 @@ impl<V: Vector, P: Param<V>, S: Moment<V>> Body<V, P, S> for Settle<V> {
                 let old = P::load(place.param, place.master);
                 let (m, v) = (S::load(place.exp_avg), S::load(place.exp_avg_sq));
                 let difference = pass.difference::<V>(m, v);
-                let new = V::select(
-                    advance,
-                    pass.moved::<V, P>(old, difference, entries),
-                    pass.undone::<V, P>(old, difference, entries),
-                );
-                P::store(place.param, place.master, new, old, advance | retreat);
+                let moved = pass.moved::<V, P>(old, difference, entries);
+                if P::KEEPS_OLD {
+                    P::store(place.param, place.master, moved, old, advance);
+                } else {
+                    let new = V::select(advance, moved, pass.undone::<V, P>(old, difference));
+                    P::store(place.param, place.master, new, old, advance | retreat);
+                }
             }
         }
     }

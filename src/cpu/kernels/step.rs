@@ -120,8 +120,8 @@ impl Bounds {
     }
 }
 
-/// What a pass that does not know the threshold writes down: the entries that are open, and have not moved; and those
-/// that moved, but whose old value cannot be computed from the new one.
+/// What a pass that does not know the threshold writes down: the entries that are open, and have not moved; and the old
+/// values of those that moved, as far as they cannot be computed from the new ones.
 #[derive(Debug)]
 pub(in crate::cpu) struct Notes {
     /// The lower halves of their indices.
@@ -132,6 +132,9 @@ pub(in crate::cpu) struct Notes {
     pub(in crate::cpu) count: usize,
     /// How many of these moved.
     pub(in crate::cpu) lost: usize,
+    /// Where old values are kept ([`Param::KEEPS_OLD`]), those of all entries that moved, in ascending order.
+    pub(in crate::cpu) old: *mut u16,
+    pub(in crate::cpu) num_old: usize,
 }
 
 /// Steps entries like [`step`], as far as the bounds tell, and makes notes; how many moved. The filter is
@@ -139,7 +142,8 @@ pub(in crate::cpu) struct Notes {
 ///
 /// # Safety
 ///
-/// As for [`step`]. All `notes` have room for `len` entries and [`MAX_LANES`](crate::cpu::vector::MAX_LANES) more.
+/// As for [`step`]. All `notes` have room for `len` entries and [`MAX_LANES`](crate::cpu::vector::MAX_LANES) more; `old`
+/// only where old values are kept.
 #[inline(always)]
 pub(in crate::cpu) unsafe fn step_and_note<V: Vector, P: Param<V>, S: Moment<V>>(
     job: &Job,
@@ -246,9 +250,12 @@ where
                 let old = P::load(place.param, place.master);
                 let difference = pass.difference::<V>(m, v);
                 let moved = pass.moved::<V, P>(old, difference, entries);
-                let undone = pass.undone::<V, P>(moved, difference, entries);
-                let returns = V::equal(undone & V::uint(P::BITS), old & V::uint(P::BITS));
-                let noted = possible ^ (moving & returns);
+                let noted = if P::KEEPS_OLD {
+                    possible ^ moving
+                } else {
+                    let undone = pass.undone::<V, P>(moved, difference);
+                    possible ^ (moving & V::equal(undone, old))
+                };
 
                 V::store_u32(all_moved.add(group * V::LANES), moved);
                 let number = (group as u32) << 16;
@@ -266,10 +273,14 @@ where
                 let (place, entries) = place.group::<V, P, S>(entries, group);
                 let key = magnitude::<V>(S::load(place.exp_avg));
                 let moved = V::bits(V::load_f32(all_moved.add(group * V::LANES).cast()));
-                let old = P::load(place.param, place.master);
-                let has_moved = V::at_least(key, self.certain);
-                let value = V::select(has_moved, old, moved);
-                lost = V::tally(lost, noted & has_moved);
+                let value = if P::KEEPS_OLD {
+                    moved
+                } else {
+                    let has_moved = V::at_least(key, self.certain);
+                    lost = V::tally(lost, noted & has_moved);
+                    let old = P::load(place.param, place.master);
+                    V::select(has_moved, old, moved)
+                };
                 V::store_compressed(self.notes.entries.add(count), noted, entries);
                 V::store_compressed(self.notes.keys.add(count), noted, key);
                 V::store_compressed(self.notes.values.add(count), noted, value);
@@ -288,6 +299,11 @@ where
                 let moved = V::bits(V::load_f32(all_moved.add(group * V::LANES).cast()));
                 let old = P::load(place.param, place.master);
                 let moving = V::mask_of(moving);
+                if P::KEEPS_OLD {
+                    let to = self.notes.old.add(self.notes.num_old);
+                    V::store_compressed_u16(to, moving, old);
+                    self.notes.num_old += V::count(moving);
+                }
                 P::store(place.param, place.master, moved, old, moving);
             }
         }
