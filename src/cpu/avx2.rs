@@ -222,6 +222,12 @@ impl Vector for Lanes {
     }
 
     #[inline(always)]
+    fn number(x: F) -> Mask {
+        // SAFETY: see above.
+        Mask(unsafe { _mm256_castps_si256(_mm256_cmp_ps::<_CMP_ORD_Q>(x.0, x.0)) })
+    }
+
+    #[inline(always)]
     fn tally(counts: U, mask: Mask) -> U {
         counts - U(mask.0)
     }

@@ -296,7 +296,8 @@ unsafe fn update_piece(kernels: &Kernels, job: &Job, piece: &Piece) -> u64 {
                 start,
                 len: job.block_numel,
             };
-            let threshold = threshold_of_small_block(kernels, job, range);
+            let hint = threshold_of(block).read();
+            let threshold = threshold_of_small_block(kernels, job, range, hint);
             threshold_of(block).write(threshold);
             threshold
         };

@@ -15,7 +15,7 @@ use crate::rule::norm::CHUNK;
 pub(super) const PIECE: u64 = 1 << 14;
 /// Blocks up to this size are dealt with by one thread, threshold and all, while they are in its cache;
 /// larger ones by all threads together.
-pub(super) const SMALL_BLOCK: u64 = 1 << 15;
+pub(super) const SMALL_BLOCK: u64 = 1 << 16;
 
 /// A range of entries of one tensor.
 #[derive(Clone, Copy, Debug, PartialEq)]

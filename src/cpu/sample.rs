@@ -33,12 +33,6 @@ pub(super) fn lines(len: u64) -> usize {
     2 * ((keys / (2 * LINE) as f64) as usize).max(1)
 }
 
-/// Not less than [`room`] for a block of up to this length, which is at least 4096.
-pub(super) const fn most_words(len: u64) -> usize {
-    // n^(2/3) ≤ n / 16 for n ≥ 4096.
-    2 * (len as usize / 8 + MAX_LANES)
-}
-
 /// Words that the sample of a block takes, candidates included.
 pub(super) fn room(len: u64) -> usize {
     2 * (lines(len) * LINE + MAX_LANES)
@@ -171,10 +165,10 @@ pub(super) fn share(sample: &[u32], (low, high): Bracket) -> f64 {
 }
 
 /// A factor of two between floats, as a difference of their bits.
-const OCTAVE: u32 = 1 << 23;
+pub(super) const OCTAVE: u32 = 1 << 23;
 
 /// The keys from some distance below one up to as much above it.
-fn around(key: u32, distance: u32) -> Bracket {
+pub(super) fn around(key: u32, distance: u32) -> Bracket {
     (
         key.saturating_sub(distance),
         key.saturating_add(distance).min(INFINITE),

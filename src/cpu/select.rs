@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::kernels::Bracket;
 use super::plan::{PIECE, SMALL_BLOCK};
 use super::sample;
 use super::tier::Kernels;
@@ -16,8 +17,9 @@ use crate::rule::select::kth_largest;
 const TILE: usize = 1024;
 /// Blocks up to this size are a case of their own, because there may be very many of them.
 const TINY: usize = 16;
-/// Collected keys that one thread keeps on its stack.
-const SMALL_CAPACITY: usize = 1 << 13;
+/// Most blocks of a model's vectors, and many blocks of a stacked tensor, are no larger.
+const MEDIUM: usize = 1 << 12;
+const LARGEST: usize = SMALL_BLOCK as usize;
 
 /// A range of entries of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,23 +46,35 @@ pub(super) fn settle(rank: u64, above: u64, inside: &mut [u32]) -> Option<u32> {
     found.then(|| kth_largest(inside, rank as usize))
 }
 
-/// The threshold of a block that one thread deals with alone.
+/// The threshold of a block that one thread deals with alone; `hint` is about the threshold, or 0.
 ///
 /// # Safety
 ///
 /// As for [`super::kernels::keys`]; the block has at most [`SMALL_BLOCK`] entries.
-pub(super) unsafe fn threshold_of_small_block(kernels: &Kernels, job: &Job, range: Range) -> u32 {
+pub(super) unsafe fn threshold_of_small_block(
+    kernels: &Kernels,
+    job: &Job,
+    range: Range,
+    hint: u32,
+) -> u32 {
     // Clearing more room than is needed would cost more than the smallest blocks themselves.
-    if range.len <= TINY as u64 {
-        // SAFETY: the caller's promise.
-        unsafe { threshold_by_keys(kernels, job, range, &mut [0; TINY + MAX_LANES]) }
-    } else if range.len <= TILE as u64 {
-        // SAFETY: the caller's promise.
-        unsafe { threshold_by_keys(kernels, job, range, &mut [0; TILE + MAX_LANES]) }
-    } else {
-        // SAFETY: the caller's promise.
-        unsafe { threshold_by_bracket(kernels, job, range) }
+    // SAFETY: the caller's promise.
+    unsafe {
+        if range.len <= TINY as u64 {
+            threshold_by_keys(kernels, job, range, &mut [0; TINY + MAX_LANES])
+        } else if range.len <= TILE as u64 {
+            threshold_by_keys(kernels, job, range, &mut [0; TILE + MAX_LANES])
+        } else if range.len <= MEDIUM as u64 {
+            threshold_by_bracket(kernels, job, range, hint, &mut [0; room_for(MEDIUM / 4)])
+        } else {
+            threshold_by_bracket(kernels, job, range, hint, &mut [0; room_for(LARGEST / 8)])
+        }
     }
+}
+
+/// Words for so many keys inside a bracket; the last tile, and a group more, are written before they are counted.
+const fn room_for(inside: usize) -> usize {
+    inside + TILE + MAX_LANES
 }
 
 /// The threshold of a block whose keys all find room.
@@ -76,32 +90,32 @@ unsafe fn threshold_by_keys(kernels: &Kernels, job: &Job, range: Range, room: &m
     kth_largest(&mut room[..len], job.rank as usize)
 }
 
-/// The threshold of a block by a sample, and if that fails by its digits.
+/// The threshold of a block: near the hint, or else by a sample, and if that fails by its digits.
 ///
 /// # Safety
 ///
-/// As for [`super::kernels::keys`]; the block has more than [`TILE`] and at most [`SMALL_BLOCK`] entries.
+/// As for [`super::kernels::keys`]; the block has more than [`TILE`] entries, and `room` is longer than [`TILE`] and [`MAX_LANES`]
+/// together.
 #[inline(never)]
-unsafe fn threshold_by_bracket(kernels: &Kernels, job: &Job, range: Range) -> u32 {
-    let mut inside = [0u32; SMALL_CAPACITY + TILE + MAX_LANES];
-    const { assert!(sample::most_words(SMALL_BLOCK) <= SMALL_CAPACITY + TILE) };
-    // SAFETY: the caller's promise; there is room for the sample (asserted above).
-    let bracket = unsafe { sample::bracket(kernels, job, range, &mut inside) };
-    let (mut above, mut count, mut done) = (0, 0, 0);
-    while done < range.len && count <= SMALL_CAPACITY {
-        let n = (range.len - done).min(TILE as u64);
-        // SAFETY: a part of the block; a tile's keys and a group more have room behind `SMALL_CAPACITY` others.
-        let found = unsafe {
-            let to = inside.as_mut_ptr().add(count);
-            (kernels.collect)(job, range.start + done, n as usize, bracket, to)
-        };
-        above += found.above;
-        count += found.inside;
-        done += n;
-    }
-    let settled = (done == range.len).then(|| settle(job.rank, above, &mut inside[..count]));
-    if let Some(threshold) = settled.flatten() {
-        return threshold;
+unsafe fn threshold_by_bracket(
+    kernels: &Kernels,
+    job: &Job,
+    range: Range,
+    hint: u32,
+    room: &mut [u32],
+) -> u32 {
+    // SAFETY: the caller's promise; there is room for the sample, too (it checks).
+    unsafe {
+        if hint > 0 {
+            let bracket = sample::around(hint, sample::OCTAVE / 8);
+            if let Some(found) = threshold_inside(kernels, job, range, bracket, room) {
+                return found;
+            }
+        }
+        let bracket = sample::bracket(kernels, job, range, room);
+        if let Some(found) = threshold_inside(kernels, job, range, bracket, room) {
+            return found;
+        }
     }
     let mut search = DigitSearch::new(job.rank);
     for digit in DIGITS {
@@ -111,6 +125,35 @@ unsafe fn threshold_by_bracket(kernels: &Kernels, job: &Job, range: Range) -> u3
         search.narrow(digit, |bucket| u64::from(counts[bucket]));
     }
     search.upper
+}
+
+/// The threshold of a block, if it lies inside a bracket that does not hold more than there is room for.
+///
+/// # Safety
+///
+/// As for [`threshold_by_bracket`].
+unsafe fn threshold_inside(
+    kernels: &Kernels,
+    job: &Job,
+    range: Range,
+    bracket: Bracket,
+    room: &mut [u32],
+) -> Option<u32> {
+    let capacity = room.len() - TILE - MAX_LANES;
+    let (mut above, mut count, mut done) = (0, 0, 0);
+    while done < range.len && count <= capacity {
+        let n = (range.len - done).min(TILE as u64);
+        // SAFETY: a part of the block; a tile's keys and a group more have room behind `capacity` others.
+        let found = unsafe {
+            let to = room.as_mut_ptr().add(count);
+            (kernels.collect)(job, range.start + done, n as usize, bracket, to)
+        };
+        above += found.above;
+        count += found.inside;
+        done += n;
+    }
+    let settled = (done == range.len).then(|| settle(job.rank, above, &mut room[..count]));
+    settled.flatten()
 }
 
 /// The digits of a key, from the top: the lowest bit of each, and its size in bits.

@@ -227,9 +227,9 @@ impl<V: Vector> Format<V> for Bf16 {
 
     #[inline(always)]
     fn stochastic(x: V::F, random: V::U) -> V::U {
-        let bits = V::bits(x);
-        let added = V::keep(V::finite(x), V::shift_right::<16>(random));
-        V::shift_right::<16>(bits + added)
+        // Infinity stays what it is in any case: its lower half is zero.
+        let added = V::keep(V::number(x), V::shift_right::<16>(random));
+        V::shift_right::<16>(V::bits(x) + added)
     }
 }
 

@@ -2,8 +2,13 @@
 
 use crate::backend::Job;
 use crate::cpu::element::load_grad;
+use crate::cpu::prefetch;
 use crate::cpu::vector::Vector;
 use crate::rule::norm::{LANES, fold_lanes};
+
+/// How many bytes ahead memory is asked for: the processor does so by itself, but not across pages.
+const AHEAD: usize = 4096;
+const CACHE_LINE: usize = 64;
 
 /// The sum of the squares of `len` gradients from entry `start` on: one chunk of the norm.
 ///
@@ -18,6 +23,9 @@ pub(in crate::cpu) unsafe fn sum_of_squares<V: Vector>(job: &Job, start: u64, le
     let mut row = [0f32; LANES];
     let whole = len - len % LANES;
     for i in (0..whole).step_by(LANES) {
+        for line in (0..LANES * dtype.size()).step_by(CACHE_LINE) {
+            prefetch(grad.wrapping_add(i * dtype.size() + AHEAD + line));
+        }
         for j in (0..LANES).step_by(V::LANES) {
             // SAFETY: the entries lie within the range (the caller's promise), and `LANES` divides
             // `LANES`, the length of `row`.
