@@ -55,11 +55,15 @@ where
                 // SAFETY: the entries lie within the range (the caller's promise).
                 place.grad = unsafe { gradients.of::<V>(job, index, tile) };
             }
-            let whole = tile - tile % V::LANES;
-            for (first_of_part, len, is_tail) in [(0, whole, false), (whole, tile - whole, true)] {
-                if len == 0 {
-                    continue;
-                }
+            let mut first_of_part = 0;
+            while first_of_part < tile {
+                let left = tile - first_of_part;
+                let is_tail = left < V::LANES;
+                let len = if is_tail {
+                    left
+                } else {
+                    left - left % V::LANES
+                };
                 let from = place.at::<V, P, S>(first_of_part);
                 let at = if is_tail { tail.place() } else { from };
                 let entries = lanes + V::uint((first + first_of_part) as u32);
@@ -74,6 +78,7 @@ where
                         copy::<V, P, S, B>(at, from, len, Direction::Out);
                     }
                 }
+                first_of_part += len;
             }
         }
     }
