@@ -659,6 +659,38 @@ fn blocks_of_natural_size() {
     }
 }
 
+/// There is room for all notes and old values of every type, and no estimate is spoilt by a lack of it.
+#[test]
+fn good_estimates_of_all_types_hold() {
+    for (dtype, master_weights) in PARAMS {
+        for update_fraction in [0.001, 0.1, 0.2, 0.25, 0.5] {
+            for (numel, num_threads) in [(70_000, 2), (500_001, 1), (500_001, 4)] {
+                let reports = check(
+                    Forced::default(),
+                    Case {
+                        options: Options {
+                            num_threads,
+                            master_weights,
+                            update_fraction,
+                            ..on_one_thread()
+                        },
+                        tensors: vec![normal(numel, dtype, 3)],
+                        steps: 2,
+                        ..Case::default()
+                    },
+                );
+                let keeps_old = dtype != Dtype::F32 && !master_weights;
+                let blocks = if keeps_old && update_fraction > 0.25 {
+                    0
+                } else {
+                    2
+                };
+                assert_eq!(estimates(&reports), (blocks, 0), "{dtype:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn more_open_entries_than_there_is_room_for() {
     let forced = at_natural_size(path(ForcedBracket::Anywhere, false, false));

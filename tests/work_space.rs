@@ -52,6 +52,8 @@ fn documented(tensors: &[(usize, usize)]) -> u64 {
 fn options(num_threads: usize, weight_decay_scope: WeightDecayScope) -> Options {
     Options {
         num_threads,
+        // Where the most old values are kept.
+        update_fraction: 0.25,
         weight_decay_scope,
         weight_decay: 0.1,
         max_grad_norm: 1.0,
@@ -75,12 +77,12 @@ fn one_tensor_takes_no_more_than_its_state_size_says() {
     let sizes = [
         (1, 1),
         (1000, 1000),
-        (32_769, 1),
+        (65_537, 1),
         (100_003, 1),
-        (40 * 40_000, 40),
+        (40 * 70_000, 40),
         (3_000_000, 1),
         (3_000_000, 3),
-        (200 * 33_000, 200),
+        (200 * 66_000, 200),
         (20_000_000, 1),
     ];
     for (numel, num_blocks) in sizes {
@@ -104,7 +106,7 @@ fn one_tensor_takes_no_more_than_its_state_size_says() {
 
 #[test]
 fn many_tensors_take_no_more_than_the_largest_block_and_a_constant() {
-    let mut tensors = vec![(33_000, 1); 200];
+    let mut tensors = vec![(66_000, 1); 200];
     tensors.extend([(1_000_000, 1), (600_000, 10), (5, 1)]);
     for scope in SCOPES {
         for num_threads in [1, 64] {

@@ -138,8 +138,8 @@ impl Wave {
         self.search_words = self.search_words.max(search_words(len));
         if let Some(kept) = kept {
             if self.old_capacity == 0 {
-                // What threads take and do not fill.
-                self.old_capacity = threads * chunk(threads);
+                // So that every thread can begin a tile as long as not all are kept.
+                self.old_capacity = threads * TILE as usize;
             }
             // Somewhat more, because the threads do not know at once when too many have moved.
             self.old_capacity += (kept + kept / 16) as usize;
@@ -427,10 +427,15 @@ impl Words {
     ///
     /// No thread writes to these halves meanwhile.
     unsafe fn halves(&self, first: usize, len: usize) -> &[u16] {
+        // SAFETY: within the words, which outlive the wave; the rest is the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.place_of_halves(first, len), len) }
+    }
+
+    /// Where halves lie, all of them within the words.
+    fn place_of_halves(&self, first: usize, len: usize) -> *mut u16 {
         let total = 2 * self.len;
         assert!(first <= total && len <= total - first);
-        // SAFETY: within the words (asserted above), which outlive the wave; the rest is the caller's promise.
-        unsafe { std::slice::from_raw_parts(self.start.cast::<u16>().add(first), len) }
+        self.start.cast::<u16>().wrapping_add(first)
     }
 
     /// # Safety

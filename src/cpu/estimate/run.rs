@@ -1,5 +1,6 @@
 //! One wave of estimated blocks on its way.
 
+use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::noted_keys::{Candidates, kth_of_runs};
@@ -28,6 +29,7 @@ pub(super) struct WaveRun<'a> {
     wave: &'a Wave,
     blocks: &'a [Block],
     tiles: Tiles,
+    threads: usize,
     chunk: usize,
     sample: Words,
     /// Entries, keys and values.
@@ -41,7 +43,7 @@ pub(super) struct WaveRun<'a> {
     forced: Forced,
 }
 
-/// Room that one thread has taken.
+/// Room for notes that one thread has taken.
 #[derive(Clone, Copy, Debug, Default)]
 struct Chunk {
     next: usize,
@@ -49,7 +51,7 @@ struct Chunk {
 }
 
 impl Chunk {
-    /// Makes sure that there is room for a tile, if there is any.
+    /// Makes sure that there is room for the notes of a tile, if there is any.
     fn reserve(&mut self, size: usize, next: &AtomicUsize, capacity: usize) -> bool {
         let needed = TILE as usize + MAX_LANES;
         if self.end - self.next >= needed {
@@ -68,7 +70,6 @@ impl Chunk {
 #[derive(Debug, Default)]
 struct Strand {
     notes: Chunk,
-    old: Chunk,
     /// Whose tiles it is at, and what it has not told the block yet.
     block: usize,
     tiles: usize,
@@ -108,6 +109,7 @@ impl<'a> WaveRun<'a> {
             wave,
             blocks,
             tiles: Tiles(tiles.as_mut_ptr()),
+            threads,
             chunk: chunk(threads),
             sample: Words::of(sample),
             notes,
@@ -289,10 +291,9 @@ impl<'a> WaveRun<'a> {
     /// As for [`WaveRun::pass`].
     unsafe fn step_and_note(&self, strand: &mut Strand, block: &Block, tile: Range) -> Tile {
         let job = &self.jobs[block.job];
-        let (wave, chunk) = (self.wave, self.chunk);
         let has_room = !self.forced.no_room
-            && (strand.notes).reserve(chunk, &self.next_note, wave.note_capacity)
-            && (!keeps_old(job) || (strand.old).reserve(chunk, &self.next_old, wave.old_capacity));
+            && (strand.notes).reserve(self.chunk, &self.next_note, self.wave.note_capacity)
+            && (!keeps_old(job) || self.has_room_for_old());
         // If too many have moved already, the estimate has failed, and to go on would only make it worse. If it
         // leaves too many open, they must not take the room of other blocks.
         let held = !has_room
@@ -303,18 +304,20 @@ impl<'a> WaveRun<'a> {
         } else {
             block.bounds()
         };
-        let (first_note, first_old) = (strand.notes.next, strand.old.next);
+        let first_note = strand.notes.next;
         let [entries, keys, values] = self
             .notes
             .each_ref()
             .map(|words| words.start.wrapping_add(first_note));
+        // Here at first, because it is not known how many there will be.
+        let mut old = [MaybeUninit::<u16>::uninit(); TILE as usize + MAX_LANES];
         let mut notes = Notes {
             entries,
             keys,
             values,
             count: 0,
             lost: 0,
-            old: self.old.start.cast::<u16>().wrapping_add(first_old),
+            old: old.as_mut_ptr().cast(),
             num_old: 0,
         };
         // SAFETY: the caller's promise; there is room for the notes of a whole tile, or none will be made.
@@ -323,7 +326,8 @@ impl<'a> WaveRun<'a> {
             strand.moved += kernel(job, tile.start, tile.len, bounds, &mut notes);
         }
         strand.notes.next += notes.count;
-        strand.old.next += notes.num_old;
+        // SAFETY: the kernel has written so many, and there is room for those of a tile: checked above.
+        let first_old = unsafe { self.keep(old.as_ptr().cast(), notes.num_old) };
         strand.lost += notes.lost as u64;
         strand.open += (notes.count - notes.lost) as u64;
         Tile {
@@ -333,6 +337,30 @@ impl<'a> WaveRun<'a> {
             num_old: notes.num_old as u32,
             held,
         }
+    }
+
+    /// True if every thread can keep the old values of a whole tile.
+    fn has_room_for_old(&self) -> bool {
+        let taken = self.next_old.load(Ordering::Relaxed);
+        taken + self.threads * TILE as usize <= self.wave.old_capacity
+    }
+
+    /// Keeps the old values of a tile; where.
+    ///
+    /// # Safety
+    ///
+    /// So many values are readable, at most those of a tile; if any, this thread has seen
+    /// [`WaveRun::has_room_for_old`] since it kept others.
+    unsafe fn keep(&self, values: *const u16, len: usize) -> usize {
+        if len == 0 {
+            return 0;
+        }
+        // Between the look and this, each of the other threads has kept one tile at most.
+        let first = self.next_old.fetch_add(len, Ordering::Relaxed);
+        let to = self.old.place_of_halves(first, len);
+        // SAFETY: these places were claimed by this thread alone; the rest is the caller's promise.
+        unsafe { to.copy_from_nonoverlapping(values, len) };
+        first
     }
 
     /// Which block a tile belongs to; probably this one.

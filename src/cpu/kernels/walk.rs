@@ -194,6 +194,7 @@ unsafe fn widen<V: Vector>(dtype: Dtype, from: *const u8, len: usize, to: *mut f
     let whole = len - len % V::LANES;
     for i in (0..whole).step_by(V::LANES) {
         let from = from.wrapping_add(i * size_of::<u16>());
+        prefetch(from.wrapping_add(AHEAD));
         // SAFETY: a group within the caller's range.
         unsafe { V::store_f32(to.add(i), load_grad::<V>(dtype, from)) };
     }
