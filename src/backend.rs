@@ -42,6 +42,22 @@ pub(crate) struct Job {
     pub random: RandomKeys,
 }
 
+impl Job {
+    /// The same job, but a step of it would leave the moments as they are: keys are those of the stored moments.
+    pub(crate) fn after_step(&self) -> Self {
+        Self {
+            scalars: Scalars {
+                b1: 1.0,
+                c1: 0.0,
+                b2: 1.0,
+                c2: 0.0,
+                ..self.scalars
+            },
+            ..*self
+        }
+    }
+}
+
 // SAFETY: a job is a description; the threads of a step access disjoint ranges of its buffers.
 unsafe impl Send for Job {}
 // SAFETY: as above.

@@ -42,6 +42,7 @@ const fn path(bracket: ForcedBracket, no_room: bool, digits: bool) -> Forced {
         small_block: Some(1000),
         bracket,
         no_room,
+        little_room_for_old: false,
         crowded: None,
         digits,
     }
@@ -687,6 +688,61 @@ fn good_estimates_of_all_types_hold() {
                 };
                 assert_eq!(estimates(&reports), (blocks, 0), "{dtype:?}");
             }
+        }
+    }
+}
+
+/// Parameters that are small against their updates, as those of an adapter are at first, cannot be moved back; a sample
+/// tells so before the pass.
+#[test]
+fn small_parameters_fail_no_estimate() {
+    for (dtype, master_weights) in PARAMS {
+        for gradients in [Gradients::Normal, Gradients::HeavyTails] {
+            let weights = (dtype, Weights::Tiny);
+            let case = Case {
+                options: Options {
+                    master_weights,
+                    update_fraction: 0.1,
+                    num_threads: 2,
+                    ..on_one_thread()
+                },
+                tensors: vec![tensor(300_001, weights, (Dtype::F32, gradients), 5)],
+                steps: 3,
+                ..Case::default()
+            };
+            let (_, failed) = estimates(&check(Forced::default(), case));
+            assert_eq!(failed, 0, "{dtype:?} {gradients:?}");
+        }
+    }
+}
+
+#[test]
+fn too_little_room_for_old_values() {
+    let forced = Forced {
+        little_room_for_old: true,
+        ..Forced::default()
+    };
+    for (dtype, master_weights) in PARAMS {
+        for num_threads in [1, 3] {
+            let case = Case {
+                options: Options {
+                    master_weights,
+                    num_threads,
+                    update_fraction: 0.2,
+                    ..on_one_thread()
+                },
+                tensors: vec![normal(400_001, dtype, 3), normal(70_000, Dtype::BF16, 4)],
+                steps: 2,
+                ..Case::default()
+            };
+            let (_, failed) = estimates(&check(forced, case));
+            // Both in both steps, or the second, or none because all have master copies.
+            let expected = match (dtype, master_weights) {
+                (Dtype::F32, _) => 2..=2,
+                (_, false) => 2..=4,
+                (_, true) => 0..=0,
+            };
+            assert!(expected.contains(&failed), "{dtype:?}: {failed}");
         }
     }
 }

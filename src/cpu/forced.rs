@@ -12,6 +12,8 @@ pub struct Forced {
     pub bracket: ForcedBracket,
     /// There is no room for notes.
     pub no_room: bool,
+    /// Half of the room for old values is taken already.
+    pub little_room_for_old: bool,
     /// Whether brackets are taken to hold more than there is room for. `None` leaves it to the sample, if the bracket
     /// comes from one.
     pub crowded: Option<bool>,
@@ -37,6 +39,15 @@ pub enum ForcedBracket {
 }
 
 impl Forced {
+    /// How many old values there is room for.
+    pub(super) fn old_capacity(self, usual: usize) -> usize {
+        if self.little_room_for_old {
+            usual / 2
+        } else {
+            usual
+        }
+    }
+
     /// Whether a bracket is crowded, given what the sample says.
     pub(super) fn crowded(self, sampled: bool) -> bool {
         let usual = sampled && self.bracket == ForcedBracket::Sampled && !self.no_room;
@@ -67,6 +78,7 @@ thread_local! {
         small_block: None,
         bracket: ForcedBracket::Sampled,
         no_room: false,
+        little_room_for_old: false,
         crowded: None,
         digits: false,
     }) };

@@ -4,7 +4,7 @@
 //! one scale, rows without a gradient), so how far the estimate may be off is itself estimated from how the two lines
 //! of each stratum differ.
 
-use super::kernels::Bracket;
+use super::kernels::{Bounds, Bracket, Notes};
 use super::prefetch;
 use super::select::Range;
 use super::tier::Kernels;
@@ -162,6 +162,125 @@ pub(super) fn share(sample: &[u32], (low, high): Bracket) -> f64 {
         counted += LINE;
     }
     f64::from(held) / counted.max(1) as f64
+}
+
+/// About which share of the entries of a range would move, and could not be moved back. A few lines tell, or copies of them.
+///
+/// # Safety
+///
+/// As for [`gather`].
+pub(super) unsafe fn lost_share(
+    kernels: &Kernels,
+    job: &Job,
+    range: Range,
+    lines: usize,
+    bounds: Bounds,
+) -> f64 {
+    let key = job.random.span(0).first;
+    let stride = lines.div_ceil(MOST_TRIED_LINES).max(1);
+    let mut starts = [0; MOST_TRIED_LINES];
+    let tried = lines.div_ceil(stride);
+    for (i, start) in starts[..tried].iter_mut().enumerate() {
+        *start = line(range, lines, i * stride, key);
+        for (from, size) in LineCopy::sources(job) {
+            prefetch(from.wrapping_add(*start as usize * size));
+        }
+    }
+    let mut lost = 0;
+    for &start in &starts[..tried] {
+        // SAFETY: the line lies within the range (the caller's promise).
+        lost += unsafe { LineCopy::of(job, start).count_lost(kernels, job, start, bounds) };
+    }
+    lost as f64 / (tried * LINE) as f64
+}
+
+/// Lines of which copies are stepped.
+const MOST_TRIED_LINES: usize = 64;
+
+/// A copy of a line of each buffer.
+struct LineCopy([[u32; LINE]; 5]);
+
+impl LineCopy {
+    /// Where the buffers of a job start, and the sizes of their elements; the master copy may be missing.
+    fn sources(job: &Job) -> [(*const u8, usize); 5] {
+        let state = job.state_dtype.size();
+        let master = if job.master.is_null() { 0 } else { 4 };
+        [
+            (job.param.cast_const(), job.param_dtype.size()),
+            (job.grad, job.grad_dtype.size()),
+            (job.exp_avg.cast_const(), state),
+            (job.exp_avg_sq.cast_const(), state),
+            (job.master.cast_const().cast(), master),
+        ]
+    }
+
+    /// # Safety
+    ///
+    /// The line that starts there is readable in all buffers.
+    unsafe fn of(job: &Job, start: u64) -> Self {
+        let mut copy = Self([[0; LINE]; 5]);
+        for (to, (from, size)) in copy.0.iter_mut().zip(Self::sources(job)) {
+            if size > 0 {
+                // SAFETY: the caller's promise; no element is larger than a word.
+                unsafe {
+                    let from = from.add(start as usize * size);
+                    to.as_mut_ptr()
+                        .cast::<u8>()
+                        .copy_from_nonoverlapping(from, LINE * size);
+                }
+            }
+        }
+        copy
+    }
+
+    /// Steps the copy, and says how many of its entries could not be moved back.
+    ///
+    /// # Safety
+    ///
+    /// The copy is of the line of this job that starts there.
+    unsafe fn count_lost(
+        &mut self,
+        kernels: &Kernels,
+        job: &Job,
+        start: u64,
+        bounds: Bounds,
+    ) -> usize {
+        let sizes = Self::sources(job).map(|(_, size)| size);
+        let [param, grad, exp_avg, exp_avg_sq, master] = {
+            let mut sizes = sizes.into_iter();
+            self.0.each_mut().map(|line| {
+                let before = start as usize * sizes.next().unwrap_or(0);
+                line.as_mut_ptr().cast::<u8>().wrapping_sub(before)
+            })
+        };
+        let copied = Job {
+            param,
+            grad,
+            exp_avg,
+            exp_avg_sq,
+            master: if job.master.is_null() {
+                std::ptr::null_mut()
+            } else {
+                master.cast()
+            },
+            ..*job
+        };
+        let [mut entries, mut keys, mut values] = [[0u32; LINE + MAX_LANES]; 3];
+        let mut old = [0u16; LINE + MAX_LANES];
+        let mut notes = Notes {
+            entries: entries.as_mut_ptr(),
+            keys: keys.as_mut_ptr(),
+            values: values.as_mut_ptr(),
+            count: 0,
+            lost: 0,
+            old: old.as_mut_ptr(),
+            num_old: 0,
+        };
+        // SAFETY: only the entries of the line are touched, which the copies hold; there is room for notes about all of
+        // them, and a group more.
+        unsafe { (kernels.step_and_note)(&copied, start, LINE as u64, bounds, &mut notes) };
+        notes.lost
+    }
 }
 
 /// A factor of two between floats, as a difference of their bits.

@@ -10,7 +10,7 @@ use crate::rule::random::MIX32;
 /// `LANES` f32 or u32 at a time. Every operation does in each lane exactly what the scalar operator does:
 /// IEEE arithmetic rounded on its own, wrapping integers.
 pub(crate) trait Vector: Copy {
-    /// A power of two, at most [`MAX_LANES`].
+    /// A power of two from [`MIN_LANES`] to [`MAX_LANES`].
     const LANES: usize;
     /// Asking whether any lane is set is cheaper than [`Vector::store_compressed`], however often the processor
     /// guesses wrong.
@@ -174,6 +174,8 @@ pub(crate) trait Vector: Copy {
 
 /// No tier has more lanes.
 pub(crate) const MAX_LANES: usize = 16;
+/// Nor fewer.
+pub(crate) const MIN_LANES: usize = 4;
 
 #[inline(always)]
 pub(super) fn magnitude<V: Vector>(x: V::F) -> V::U {

@@ -44,8 +44,12 @@ const LEAST_WAVE_WORDS: usize = 1 << 19;
 const OPEN_RESERVE: f64 = 3.0;
 /// Besides, one of this many may be noted because its old value would be lost.
 const LOST_SHARE: u64 = 40;
-/// Tiles after which a thread tells the others how many of their entries moved.
+/// How many more old values may be lost than a few lines say.
+const LOST_RESERVE: f64 = 1.25;
+/// Tiles after which a thread tells the others how many of their entries moved; sooner, where too many would take the
+/// room for the old values of other blocks.
 const TALLIED_TILES: usize = 32;
+const TALLIED_TILES_IF_KEPT: usize = 4;
 /// No key reaches it.
 const NEVER: u32 = INFINITE + 1;
 /// Words of a note: entry, key and value.
@@ -84,8 +88,8 @@ struct Block {
     moved: AtomicU64,
     open: AtomicU64,
     lost: AtomicU64,
-    /// The bracket holds more than there is room for notes: ties, most probably. The threshold is searched for before
-    /// the pass.
+    /// There would be more to note than there is room for, because of ties, or of parameters that are small against their
+    /// updates. The threshold is searched for before the pass.
     crowded: AtomicBool,
     /// The estimate was wrong, or there was no room for all notes.
     failed: AtomicBool,
@@ -163,7 +167,7 @@ impl Wave {
 
 /// Notes that a thread takes room for at a time.
 fn chunk(threads: usize) -> usize {
-    (256 / threads).clamp(2, 4) * TILE as usize + MAX_LANES
+    (128 / threads).clamp(2, 4) * TILE as usize + MAX_LANES
 }
 
 /// How many notes about a block there is room for. None is about an old value where these are kept.
@@ -224,9 +228,12 @@ impl Estimates {
             try_reserve_one(&mut self.waves, "the estimates")?;
             self.waves.push(wave);
         }
-        self.tiles.clear();
-        try_reserve(&mut self.tiles, tiles, "the estimates")?;
-        self.tiles.resize(tiles, Tile::default());
+        // What they hold is of no use any more, but need not be cleared.
+        if self.tiles.len() < tiles {
+            self.tiles.clear();
+            try_reserve(&mut self.tiles, tiles, "the estimates")?;
+            self.tiles.resize(tiles, Tile::default());
+        }
         self.words.grow(words, "the notes of a step")
     }
 

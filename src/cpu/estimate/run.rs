@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use super::noted_keys::{Candidates, kth_of_runs};
 use super::writes::{self, Writes, entry, write_param};
 use super::{
-    Block, GATHERED, NEVER, NOTE_WORDS, Open, Stepped, TALLIED_TILES, TILE, Tile, Tiles, Wave,
-    Words, chunk, search_words,
+    Block, GATHERED, LOST_RESERVE, NEVER, NOTE_WORDS, Open, Stepped, TALLIED_TILES,
+    TALLIED_TILES_IF_KEPT, TILE, Tile, Tiles, Wave, Words, chunk, search_words,
 };
 use crate::backend::Job;
 use crate::cpu::element::keeps_old;
@@ -20,7 +20,6 @@ use crate::cpu::select::Range;
 use crate::cpu::tier::Kernels;
 use crate::cpu::vector::MAX_LANES;
 use crate::error::Result;
-use crate::rule::scalars::Scalars;
 
 /// One wave on its way.
 pub(super) struct WaveRun<'a> {
@@ -81,8 +80,8 @@ struct Strand {
 /// What a thread knows while it settles.
 #[derive(Debug)]
 struct Settling {
-    /// Of which job parameters wait to be written.
-    job: usize,
+    /// Of whose job parameters wait to be written.
+    block: usize,
     writes: Writes,
     /// How many move.
     selected: u64,
@@ -151,13 +150,14 @@ impl<'a> WaveRun<'a> {
                 wave.entries / 4,
                 Incomplete::Finish,
                 || Settling {
-                    job: 0,
+                    block: 0,
                     writes: Writes::new(),
                     selected: 0,
                 },
                 |settling, tile| self.settle(settling, tile),
                 |mut settling| {
-                    settling.writes.finish(&self.jobs[settling.job]);
+                    let job = self.blocks[settling.block].job;
+                    settling.writes.finish(&self.jobs[job]);
                     selected.fetch_add(settling.selected, Ordering::Relaxed);
                 },
             )?;
@@ -228,8 +228,19 @@ impl<'a> WaveRun<'a> {
         let low = low.max(1);
         block.possible.store(low, Ordering::Relaxed);
         block.certain.store(high + 1, Ordering::Relaxed);
-        let open = sample::share(sample, (low, high)) * block.range.len as f64;
-        if self.forced.crowded(open > block.most_notes as f64) {
+        let (len, room) = (block.range.len as f64, block.most_notes as f64);
+        let open = sample::share(sample, (low, high)) * len;
+        let mut noted = open;
+        if !keeps_old(job) && open + job.rank as f64 > room {
+            // SAFETY: the caller's promise.
+            noted += len
+                * LOST_RESERVE
+                * unsafe {
+                    let (lines, bounds) = (block.lines, block.bounds());
+                    sample::lost_share(self.kernels, job, block.range, lines, bounds)
+                };
+        }
+        if self.forced.crowded(noted > room) {
             block.crowded.store(true, Ordering::Relaxed);
         }
     }
@@ -258,12 +269,17 @@ impl<'a> WaveRun<'a> {
     /// As for [`Estimates::step`], and no other thread does the same; the block has its bounds.
     unsafe fn pass(&self, strand: &mut Strand, tile: usize) {
         let index = self.block_of(strand.block, tile);
-        if index != strand.block || strand.tiles == TALLIED_TILES {
+        let block = &self.blocks[index];
+        let job = &self.jobs[block.job];
+        let tallied = if keeps_old(job) {
+            TALLIED_TILES_IF_KEPT
+        } else {
+            TALLIED_TILES
+        };
+        if index != strand.block || strand.tiles >= tallied {
             self.tell(strand);
             strand.block = index;
         }
-        let block = &self.blocks[index];
-        let job = &self.jobs[block.job];
         let Range { start, len } = block.tile(tile);
         let done = if block.is_crowded() {
             // SAFETY: the caller's promise; the threshold is known.
@@ -339,10 +355,12 @@ impl<'a> WaveRun<'a> {
         }
     }
 
-    /// True if every thread can keep the old values of a whole tile.
+    /// True if every thread can keep the old values of a whole tile. Each looks before each tile; so after the last look
+    /// that was answered so, no thread keeps more than one tile.
     fn has_room_for_old(&self) -> bool {
         let taken = self.next_old.load(Ordering::Relaxed);
-        taken + self.threads * TILE as usize <= self.wave.old_capacity
+        let capacity = self.forced.old_capacity(self.wave.old_capacity);
+        taken + self.threads * TILE as usize <= capacity
     }
 
     /// Keeps the old values of a tile; where.
@@ -355,7 +373,6 @@ impl<'a> WaveRun<'a> {
         if len == 0 {
             return 0;
         }
-        // Between the look and this, each of the other threads has kept one tile at most.
         let first = self.next_old.fetch_add(len, Ordering::Relaxed);
         let to = self.old.place_of_halves(first, len);
         // SAFETY: these places were claimed by this thread alone; the rest is the caller's promise.
@@ -467,15 +484,17 @@ impl<'a> WaveRun<'a> {
     ///
     /// As for [`Estimates::step`], and no other thread does the same; the thresholds are known.
     unsafe fn settle(&self, settling: &mut Settling, tile: usize) {
-        let block = &self.blocks[self.block_of(0, tile)];
+        let last = &self.blocks[settling.block];
+        let index = self.block_of(settling.block, tile);
+        let block = &self.blocks[index];
         if block.failed.load(Ordering::Relaxed) || block.is_crowded() {
             return;
         }
-        if block.job != settling.job {
+        if block.job != last.job {
             // SAFETY: they were pushed as parameters of that job.
-            unsafe { settling.writes.finish(&self.jobs[settling.job]) };
-            settling.job = block.job;
+            unsafe { settling.writes.finish(&self.jobs[last.job]) };
         }
+        settling.block = index;
         let start = block.tile(tile).start;
         // SAFETY: the caller's promise; the pass has written the tile and its notes.
         let (notes, moves) = unsafe { (self.notes_of(tile), block.open(self.jobs)) };
@@ -523,7 +542,7 @@ impl<'a> WaveRun<'a> {
     /// As for [`Estimates::step`]; the pass is over.
     unsafe fn rescue(&self, executor: &mut Executor, block: &Block) -> Result<u64> {
         let job = &self.jobs[block.job];
-        let stored = job_after_step(job);
+        let stored = job.after_step();
         let selected = AtomicU64::new(0);
         // SAFETY: the caller's promise; the space is for searches, one at a time.
         unsafe {
@@ -589,7 +608,7 @@ impl<'a> WaveRun<'a> {
             if old.len() == 0 {
                 return;
             }
-            (self.kernels.keys)(&job_after_step(job), start, len as usize, keys.as_mut_ptr());
+            (self.kernels.keys)(&job.after_step(), start, len as usize, keys.as_mut_ptr());
             let moved = (0..len).zip(keys).filter(|(_, key)| *key >= certain);
             for ((i, key), &old) in moved.zip(&mut old) {
                 if key < threshold {
@@ -606,18 +625,4 @@ struct TileNotes<'a> {
     keys: &'a [u32],
     values: &'a [u32],
     held: bool,
-}
-
-/// The same job, but a step of it leaves the moments as they are: keys are those of the stored moments.
-fn job_after_step(job: &Job) -> Job {
-    Job {
-        scalars: Scalars {
-            b1: 1.0,
-            c1: 0.0,
-            b2: 1.0,
-            c2: 0.0,
-            ..job.scalars
-        },
-        ..*job
-    }
 }

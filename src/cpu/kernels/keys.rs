@@ -70,7 +70,8 @@ impl<V: Vector, S: Moment<V>, const MOMENTUM: bool> Body<V, Single, S> for Keys<
     }
 }
 
-/// Writes the keys of some lines of [`LINE`] entries to `keys`, like [`keys()`].
+/// Writes the keys of some lines of [`LINE`] entries to `keys`, for a sample: where a line crosses a multiple of 2^32 entries,
+/// random bits behind it are not those of the step.
 ///
 /// # Safety
 ///

@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 
 use super::pass::Pass;
-use super::walk::{Body, Place, TILE, walk};
+use super::walk::{Body, Place, TILE_GROUPS, walk};
 use crate::backend::Job;
 use crate::cpu::element::{Moment, Param};
 use crate::cpu::vector::{Vector, magnitude};
@@ -28,7 +28,7 @@ pub(in crate::cpu) unsafe fn settle<V: Vector, P: Param<V>, S: Moment<V>>(
         moved_from: V::uint(moved_from),
         threshold: V::uint(threshold),
         counts: V::uint(0),
-        wrong: [MaybeUninit::uninit(); TILE / 4],
+        wrong: [MaybeUninit::uninit(); TILE_GROUPS],
     };
     // SAFETY: the caller's promise.
     unsafe { walk::<V, P, S, _>(job, start, len, &mut body) };
@@ -41,7 +41,7 @@ struct Settle<V: Vector> {
     /// Entries that should move.
     counts: V::U,
     /// Groups of a tile with entries that are wrong. Not initialised, because most of it is never used.
-    wrong: [MaybeUninit<u16>; TILE / 4],
+    wrong: [MaybeUninit<u16>; TILE_GROUPS],
 }
 
 impl<V: Vector> Settle<V> {

@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 
 use super::pass::Pass;
-use super::walk::{Body, Place, TILE, walk};
+use super::walk::{Body, Place, TILE, TILE_GROUPS, walk};
 use crate::backend::Job;
 use crate::config::{Filter, WeightDecayScope};
 use crate::cpu::element::{Moment, Param};
@@ -179,12 +179,9 @@ struct Lists {
     moving: [MaybeUninit<u32>; TILE_GROUPS],
     /// Likewise, groups with entries to note.
     noted: [MaybeUninit<u32>; TILE_GROUPS],
-    /// What the parameters of all groups become if they move.
-    moved: [MaybeUninit<u32>; TILE],
+    /// What the parameters of all groups become if they move; with a master copy, what is noted about them.
+    values: [MaybeUninit<u32>; TILE],
 }
-
-/// Groups of a tile, of the vector with the fewest lanes.
-const TILE_GROUPS: usize = TILE / 4;
 
 impl Lists {
     #[inline(always)]
@@ -192,7 +189,7 @@ impl Lists {
         Self {
             moving: [MaybeUninit::uninit(); TILE_GROUPS],
             noted: [MaybeUninit::uninit(); TILE_GROUPS],
-            moved: [MaybeUninit::uninit(); TILE],
+            values: [MaybeUninit::uninit(); TILE],
         }
     }
 }
@@ -233,8 +230,8 @@ where
     unsafe fn tile(&mut self, pass: &Pass, place: Place, entries: V::U, len: usize) {
         let moving_groups = self.lists.moving.as_mut_ptr().cast::<u32>();
         let noted_groups = self.lists.noted.as_mut_ptr().cast::<u32>();
-        let all_moved = self.lists.moved.as_mut_ptr().cast::<u32>();
-        let (mut num_moving, mut num_noted) = (0, 0);
+        let values = self.lists.values.as_mut_ptr().cast::<u32>();
+        let (mut num_moving, mut num_noted, mut num_moved) = (0, 0, 0);
         for group in 0..len.div_ceil(V::LANES) {
             let (place, entries) = place.group::<V, P, S>(entries, group);
             // SAFETY: the caller's promise; the lists have room for all groups of a tile.
@@ -257,9 +254,19 @@ where
                     possible ^ (moving & V::equal(undone, old))
                 };
 
-                V::store_u32(all_moved.add(group * V::LANES), moved);
                 let number = (group as u32) << 16;
-                num_moving += list(moving_groups.add(num_moving), number, V::mask_bits(moving));
+                let moving_lanes = V::mask_bits(moving);
+                if P::HAS_MASTER {
+                    // The parameter becomes the rounding of its master copy everywhere, so that nothing is gained by
+                    // storing some groups only.
+                    let value = V::select(moving, old, moved);
+                    V::store_u32(values.add(group * V::LANES), value);
+                    P::store(place.param, place.master, moved, old, moving);
+                    num_moved += moving_lanes.count_ones();
+                } else {
+                    V::store_u32(values.add(group * V::LANES), moved);
+                    num_moving += list(moving_groups.add(num_moving), number, moving_lanes);
+                }
                 num_noted += list(noted_groups.add(num_noted), number, V::mask_bits(noted));
             }
         }
@@ -272,15 +279,15 @@ where
                 let noted = V::mask_of(noted);
                 let (place, entries) = place.group::<V, P, S>(entries, group);
                 let key = magnitude::<V>(S::load(place.exp_avg));
-                let moved = V::bits(V::load_f32(all_moved.add(group * V::LANES).cast()));
-                let value = if P::KEEPS_OLD {
-                    moved
-                } else {
+                let mut value = V::bits(V::load_f32(values.add(group * V::LANES).cast()));
+                if !P::KEEPS_OLD {
                     let has_moved = V::at_least(key, self.certain);
                     lost = V::tally(lost, noted & has_moved);
-                    let old = P::load(place.param, place.master);
-                    V::select(has_moved, old, moved)
-                };
+                    if !P::HAS_MASTER {
+                        let old = P::load(place.param, place.master);
+                        value = V::select(has_moved, old, value);
+                    }
+                }
                 V::store_compressed(self.notes.entries.add(count), noted, entries);
                 V::store_compressed(self.notes.keys.add(count), noted, key);
                 V::store_compressed(self.notes.values.add(count), noted, value);
@@ -289,14 +296,13 @@ where
         }
         self.notes.count = count;
         self.notes.lost += V::sum(lost) as usize;
-        let mut num_moved = 0;
         for i in 0..num_moving {
             // SAFETY: as above.
             unsafe {
                 let (group, moving) = unpack(moving_groups.add(i).read());
                 num_moved += moving.count_ones();
                 let (place, _) = place.group::<V, P, S>(entries, group);
-                let moved = V::bits(V::load_f32(all_moved.add(group * V::LANES).cast()));
+                let moved = V::bits(V::load_f32(values.add(group * V::LANES).cast()));
                 let old = P::load(place.param, place.master);
                 let moving = V::mask_of(moving);
                 if P::KEEPS_OLD {

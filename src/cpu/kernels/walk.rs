@@ -8,10 +8,12 @@ use crate::backend::Job;
 use crate::config::Dtype;
 use crate::cpu::element::{Moment, Param, load_grad};
 use crate::cpu::prefetch;
-use crate::cpu::vector::{MAX_LANES, Vector};
+use crate::cpu::vector::{MAX_LANES, MIN_LANES, Vector};
 
 /// Entries that are dealt with before a loop goes on: what is needed twice is still in the nearest cache then.
 pub(super) const TILE: usize = 512;
+/// Groups of a tile, of the vector with the fewest lanes.
+pub(super) const TILE_GROUPS: usize = TILE / MIN_LANES;
 
 /// What is done with the groups of a tile. The type of the gradient is none of its business.
 pub(super) trait Body<V: Vector, P: Param<V>, S: Moment<V>> {
@@ -20,11 +22,13 @@ pub(super) trait Body<V: Vector, P: Param<V>, S: Moment<V>> {
     /// Moments and parameter are written. Without it, the parameter is not looked at, either.
     const WRITES: bool;
 
-    /// Deals with `len` entries, at most [`TILE`]; `entries` are the lower halves of the first ones' indices.
+    /// Deals with `len` entries, at most [`TILE`]; `entries` are the lower halves of the first ones' indices. The lanes
+    /// behind them hold nothing that could be selected.
     ///
     /// # Safety
     ///
-    /// Whole groups of lanes are readable at `place`, and writable where the body writes, enough for `len` entries.
+    /// Whole groups of lanes are readable at `place`, and writable where the body writes, enough for `len` entries. What
+    /// a body writes elsewhere has room for the results of all entries of its walk, and for a group more.
     unsafe fn tile(&mut self, pass: &Pass, place: Place, entries: V::U, len: usize);
 }
 
@@ -42,8 +46,9 @@ where
     S: Moment<V>,
     B: Body<V, P, S>,
 {
+    const { assert!(V::LANES >= MIN_LANES && V::LANES <= MAX_LANES) };
     let mut gradients = Gradients::new();
-    let mut tail = Tail::EMPTY;
+    let mut tail: Tail;
     for Span { high, start, len } in spans(start, len) {
         let pass = Pass::new(job, high);
         let lanes = V::lane_numbers() + V::uint(start as u32);
@@ -65,7 +70,12 @@ where
                     left - left % V::LANES
                 };
                 let from = place.at::<V, P, S>(first_of_part);
-                let at = if is_tail { tail.place() } else { from };
+                let at = if is_tail {
+                    tail = Tail::EMPTY;
+                    tail.place()
+                } else {
+                    from
+                };
                 let entries = lanes + V::uint((first + first_of_part) as u32);
                 // SAFETY: the entries lie within the range (the caller's promise); a tail has room for a whole
                 // group.
