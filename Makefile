@@ -8,6 +8,7 @@
 #   make fmt        formats the Rust code
 #   make header     writes include/mofo.h from src/ffi
 #   make bench      times the steps of many tensors; takes some minutes (BENCH_ARGS="--help" shows its options, --full measures more)
+#   make bench-failing  steps whose estimated threshold is wrong (BENCH_ARGS="ENTRIES ROUNDS")
 #   make bench-torch  a step against PyTorch's; needs Python with PyTorch (BENCH_ARGS="--help" shows its options)
 #   make sanitize   the demo under AddressSanitizer and UndefinedBehaviorSanitizer, a few steps
 #   make valgrind   the demo under valgrind, a few steps
@@ -41,7 +42,7 @@ CPP17 := -std=c++17 -Iinclude
 WARNINGS := -Wall -Wextra -Werror -pedantic
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
-.PHONY: all library demo examples test lint fmt header bench bench-torch sanitize valgrind clean FORCE
+.PHONY: all library demo examples test lint fmt header bench bench-failing bench-torch sanitize valgrind clean FORCE
 
 all: library
 
@@ -91,7 +92,7 @@ test: examples
 lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
-	$(CARGO) clippy --features forced-paths --test paths -- -D warnings
+	$(CARGO) clippy --features forced-paths --test paths --bench failing -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
 	for file in $(FINETUNE); do $(CC) $(C11) $(CPPFLAGS) $(WARNINGS) -fsyntax-only $$file || exit 1; done
 	$(CC) $(C99) $(CPPFLAGS) $(WARNINGS) -fsyntax-only examples/c/minimal.c
@@ -107,6 +108,9 @@ header:
 
 bench: build/bench
 	build/bench $(BENCH_ARGS)
+
+bench-failing:
+	$(CARGO) bench --features forced-paths --bench failing -- $(BENCH_ARGS)
 
 bench-torch: library
 	$(PYTHON) benches/compare_torch.py --library $(TARGET_DIR)/release/libmofo.so $(BENCH_ARGS)

@@ -53,6 +53,12 @@ impl Job {
                 c2: 0.0,
                 ..self.scalars
             },
+            // It counts for nothing, so it may be what is read anyway.
+            grad: self.exp_avg,
+            grad_dtype: match self.state_dtype {
+                StateDtype::F32 => Dtype::F32,
+                StateDtype::BF16 => Dtype::BF16,
+            },
             ..*self
         }
     }

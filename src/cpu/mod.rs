@@ -16,6 +16,7 @@ mod kernels;
 mod plan;
 mod pool;
 mod portable;
+mod runs;
 mod sample;
 mod search;
 mod select;
@@ -212,8 +213,10 @@ impl Cpu {
                 // every block.
                 unsafe {
                     let (kernels, executor) = (self.kernels, &mut self.executor);
-                    let threshold = search::threshold(kernels, executor, job, block, space)?;
-                    job.thresholds.add(i).write(threshold);
+                    let place = job.thresholds.add(i);
+                    let hint = place.read();
+                    let found = search::threshold(kernels, executor, job, block, hint, space)?;
+                    place.write(found);
                 }
             }
         }

@@ -10,22 +10,26 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use super::executor::{Executor, Incomplete};
 use super::kernels::Bracket;
 use super::plan::PIECE;
+use super::runs::{Candidates, kth_of_runs};
 use super::sample;
-use super::select::{DIGITS, DigitSearch, Range, SharedCounts, settle};
+use super::select::{DIGITS, DigitSearch, Range, SharedCounts};
 use super::tier::Kernels;
 use super::vector::MAX_LANES;
 use crate::backend::Job;
 use crate::error::Result;
+use crate::rule::select::kth_largest;
 
 /// Keys that are computed at a time.
 const TILE: usize = 1024;
+/// Words that it takes to narrow down the collected keys, instead of ordering all of them.
+const LEAST_ROOM: usize = 1024;
 
 /// How many keys of a block of this length may be collected: many times what a good bracket holds.
 pub(super) fn capacity(len: u64) -> usize {
     (len / 16).max(len.min(1 << 16)) as usize
 }
 
-/// The threshold of a block. Changes nothing; keys are recomputed in every pass.
+/// The threshold of a block; `hint` is about the threshold, or 0. Changes nothing; keys are recomputed in every pass.
 ///
 /// # Safety
 ///
@@ -35,6 +39,7 @@ pub(super) unsafe fn threshold(
     executor: &mut Executor,
     job: &Job,
     block: Range,
+    hint: u32,
     keys: &mut [u32],
 ) -> Result<u32> {
     let mut search = Search {
@@ -42,6 +47,7 @@ pub(super) unsafe fn threshold(
         executor,
         job,
         block,
+        hint,
     };
     // SAFETY: the caller's promise.
     unsafe {
@@ -60,6 +66,7 @@ struct Search<'a> {
     executor: &'a mut Executor,
     job: &'a Job,
     block: Range,
+    hint: u32,
 }
 
 /// Memory that threads write disjoint elements of.
@@ -118,7 +125,24 @@ impl Search<'_> {
         if inside > capacity {
             return Ok(None);
         }
-        Ok(settle(job.rank, above, &mut keys[..inside]))
+        let Some(rank) = job.rank.checked_sub(above) else {
+            return Ok(None);
+        };
+        if !(1..=inside as u64).contains(&rank) {
+            return Ok(None);
+        }
+        let (found, room) = keys.split_at_mut(inside);
+        if room.len() < LEAST_ROOM {
+            return Ok(Some(kth_largest(found, rank as usize)));
+        }
+        let candidates = Candidates {
+            low: bracket.0,
+            high: bracket.1,
+            count: inside as u64,
+            above: 0,
+        };
+        let runs = || std::iter::once(&*found);
+        Ok(Some(kth_of_runs(kernels, runs, candidates, rank, room)))
     }
 
     /// Brackets the threshold by a sample; `room` is work space.
@@ -145,7 +169,7 @@ impl Search<'_> {
         self.executor
             .for_each(gathers, block.len / 16, Incomplete::Finish, gather)?;
         Ok(sample::bracket_of(
-            kernels, keys, candidates, job.rank, block.len, 0,
+            kernels, keys, candidates, job.rank, block.len, self.hint,
         ))
     }
 

@@ -10,7 +10,6 @@
 //! nearly always; where it cannot, which the first pass sees, it is noted, too.
 //! Where there is no room for notes, nothing of a tile moves until the threshold is known.
 
-mod noted_keys;
 mod run;
 mod writes;
 

@@ -3,7 +3,6 @@
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use super::noted_keys::{Candidates, kth_of_runs};
 use super::writes::{self, Writes, entry, write_param};
 use super::{
     Block, GATHERED, LOST_RESERVE, NEVER, NOTE_WORDS, Open, Stepped, TALLIED_TILES,
@@ -14,6 +13,7 @@ use crate::cpu::element::keeps_old;
 use crate::cpu::executor::{Executor, Incomplete};
 use crate::cpu::forced::{self, Forced};
 use crate::cpu::kernels::{Bounds, Notes};
+use crate::cpu::runs::{Candidates, kth_of_runs};
 use crate::cpu::sample;
 use crate::cpu::search;
 use crate::cpu::select::Range;
@@ -256,8 +256,16 @@ impl<'a> WaveRun<'a> {
         // block.
         unsafe {
             let space = self.free.slice(0, search_words(block.range.len));
-            let threshold = search::threshold(self.kernels, executor, job, block.range, space)?;
-            block.threshold(self.jobs).write(threshold);
+            let threshold = block.threshold(self.jobs);
+            let (range, hint) = (block.range, threshold.read());
+            threshold.write(search::threshold(
+                self.kernels,
+                executor,
+                job,
+                range,
+                hint,
+                space,
+            )?);
         }
         Ok(())
     }
@@ -547,8 +555,10 @@ impl<'a> WaveRun<'a> {
         // SAFETY: the caller's promise; the space is for searches, one at a time.
         unsafe {
             let space = self.free.slice(0, search_words(block.range.len));
-            let threshold = search::threshold(self.kernels, executor, &stored, block.range, space)?;
-            block.threshold(self.jobs).write(threshold);
+            let place = block.threshold(self.jobs);
+            let (range, hint) = (block.range, place.read());
+            let threshold = search::threshold(self.kernels, executor, &stored, range, hint, space)?;
+            place.write(threshold);
             let tiles = block.num_tiles();
             executor.for_each(tiles, block.range.len, Incomplete::Finish, |i| {
                 let moved = self.correct(block, block.first_tile + i, threshold.max(1));

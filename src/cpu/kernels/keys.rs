@@ -197,6 +197,7 @@ impl<V: Vector, S: Moment<V>, const MOMENTUM: bool> Body<V, Single, S> for Colle
         let mut sift = self.sift;
         for group in 0..len.div_ceil(V::LANES) {
             let (place, entries) = place.group::<V, Single, S>(entries, group);
+            place.prefetch_keys();
             // SAFETY: the caller's promise; `found` has room for as many keys as there are entries, and for one more
             // group.
             unsafe {

@@ -76,6 +76,7 @@ impl<V: Vector, P: Param<V>, S: Moment<V>> Body<V, P, S> for Settle<V> {
         let mut listed = 0;
         for group in 0..len.div_ceil(V::LANES) {
             let (place, _) = place.group::<V, P, S>(entries, group);
+            place.prefetch_result::<V, P>();
             // SAFETY: the caller's promise; the list has room for all groups of a tile.
             unsafe {
                 let (moves, advance, retreat) = self.lanes::<S>(place);

@@ -111,8 +111,20 @@ impl Place {
     /// Asks for what comes soon in the buffers of a step.
     #[inline(always)]
     pub(super) fn prefetch<V: Vector, P: Param<V>>(self) {
+        self.prefetch_keys();
+        self.prefetch_result::<V, P>();
+    }
+
+    /// Asks for the gradients and first moments that come soon.
+    #[inline(always)]
+    pub(super) fn prefetch_keys(self) {
         prefetch(self.grad.cast::<u8>().wrapping_add(AHEAD));
         prefetch(self.exp_avg.wrapping_add(AHEAD));
+    }
+
+    /// Asks for the second moments and parameters that come soon.
+    #[inline(always)]
+    pub(super) fn prefetch_result<V: Vector, P: Param<V>>(self) {
         prefetch(self.exp_avg_sq.wrapping_add(AHEAD));
         prefetch(self.param.wrapping_add(AHEAD));
         if P::HAS_MASTER {

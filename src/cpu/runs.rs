@@ -1,4 +1,4 @@
-//! The threshold among the keys that the threads of a pass have noted, each a run at a time.
+//! The k-th largest of very many keys that lie in memory in runs, such as those that the threads of a pass have noted.
 
 use crate::cpu::sample::LINE;
 use crate::cpu::tier::Kernels;
