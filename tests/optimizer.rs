@@ -1,9 +1,15 @@
 //! What the Rust API does beyond the arithmetic of a step.
 
+mod tiers;
+
 use std::ffi::c_void;
 
-use half::bf16;
-use mofo::{Buffers, Dtype, ErrorKind, Optimizer, Options, StepArgs, TensorBinding, TensorSpec};
+use half::{bf16, f16};
+use mofo::{
+    Buffers, CpuTier, Dtype, ErrorKind, Optimizer, Options, ParamMut, StepArgs, TensorBinding,
+    TensorSpec,
+};
+use tiers::tiers;
 
 fn options() -> Options {
     Options {
@@ -76,6 +82,58 @@ fn a_restored_master_is_taken_as_it_is() {
         param.iter().all(|p| p.to_f32() > 0.5 && p.to_f32() < 1.0),
         "{param:?}"
     );
+}
+
+#[test]
+fn a_parameter_is_the_rounding_of_its_master_whatever_it_was() {
+    for &tier in tiers() {
+        // A block for one thread, and one that all threads share.
+        for numel in [5_000, 70_001] {
+            overwritten_parameter(tier, Dtype::BF16, numel, bf16::from_f32);
+            overwritten_parameter(tier, Dtype::F16, numel, f16::from_f32);
+        }
+    }
+}
+
+/// Steps with a master copy, before each of which the parameter is overwritten.
+fn overwritten_parameter<T>(tier: CpuTier, dtype: Dtype, numel: usize, round: fn(f32) -> T)
+where
+    T: Copy + PartialEq + std::fmt::Debug,
+    for<'a> &'a mut [T]: Into<ParamMut<'a>>,
+{
+    let options = Options {
+        master_weights: true,
+        update_fraction: 0.03,
+        num_threads: 2,
+        cpu_tier: Some(tier),
+        ..options()
+    };
+    let mut optimizer = Optimizer::new(options).unwrap();
+    let spec = TensorSpec {
+        param_dtype: dtype,
+        ..TensorSpec::new("weight", numel as u64)
+    };
+    optimizer.add_tensor(&spec).unwrap();
+    let grad: Vec<f32> = (0..numel).map(|i| (i as f32).sin()).collect();
+    let mut param: Vec<T> = grad.iter().map(|x| round(x - 0.3)).collect();
+    for step in 0..3 {
+        let binding = TensorBinding::new(0, &mut param[..], &grad[..]);
+        let report = optimizer
+            .step(&StepArgs::default(), &mut [binding])
+            .unwrap();
+        assert!(report.entries_selected > 0 && report.entries_selected < numel as u64 / 10);
+        let master = optimizer.tensor_state(0).unwrap().master;
+        // SAFETY: the master copy has as many elements as the parameter, and no step runs.
+        let master = unsafe { std::slice::from_raw_parts(master, numel) };
+        for (i, (&p, &master)) in param.iter().zip(master).enumerate() {
+            assert_eq!(
+                p,
+                round(master),
+                "entry {i} of {numel} {dtype:?} after step {step} in tier {tier:?}"
+            );
+        }
+        param.fill(round(7.0));
+    }
 }
 
 fn bind(optimizer: &mut Optimizer, name: &str, param: *mut f32, grad: *const f32) {

@@ -266,6 +266,9 @@ mod tests {
 
     const NAME: &str = "weight";
 
+    /// Some that one thread deals with, up to the largest, and some that all threads share.
+    const LENGTHS: [usize; 6] = [2000, 30_000, LARGEST, LARGEST + 1, 70_001, 300_000];
+
     /// Steps a tensor once, and checks the threshold against a sort.
     fn check(grads: &[f32], update_fraction: f64) {
         let mut sorted: Vec<f32> = grads.iter().map(|g| g.abs()).collect();
@@ -304,14 +307,17 @@ mod tests {
     }
 
     /// Gradients that are large on the lines that the first step's sample reads, or on the others.
-    fn misleading(len: u64, large_on_sample: bool) -> Vec<f32> {
-        let range = Range { start: 0, len };
+    fn misleading(len: usize, large_on_sample: bool) -> Vec<f32> {
+        let range = Range {
+            start: 0,
+            len: len as u64,
+        };
         let key = Key::new(0, hash_name(NAME), 1, Stream::Filter)
             .span(0)
             .first;
-        let lines = sample::lines(len);
+        let lines = sample::lines(range.len);
         let mut grads: Vec<f32> = (0..len).map(|i| 1.0 + i as f32 / len as f32).collect();
-        let mut sampled = vec![false; len as usize];
+        let mut sampled = vec![false; len];
         for i in 0..lines {
             let start = sample::line(range, lines, i, key) as usize;
             sampled[start..start + sample::LINE].fill(true);
@@ -342,7 +348,7 @@ mod tests {
 
     #[test]
     fn a_bracket_that_is_too_low_or_too_high_does_no_harm() {
-        for len in [2000, 30_000, 40_000, 300_000] {
+        for len in LENGTHS {
             for fraction in [0.001, 0.03, 0.3, 0.7, 0.99] {
                 check(&misleading(len, true), fraction);
                 check(&misleading(len, false), fraction);
@@ -352,7 +358,7 @@ mod tests {
 
     #[test]
     fn a_bracket_that_holds_everything_does_no_harm() {
-        for len in [2000, 30_000, 40_000, 300_000] {
+        for len in LENGTHS {
             check(&vec![0.5; len], 0.03);
             // Two values that straddle the threshold.
             check(
@@ -366,7 +372,7 @@ mod tests {
 
     #[test]
     fn sorted_blocks() {
-        for len in [2000usize, 40_000, 300_000] {
+        for len in LENGTHS {
             let ascending: Vec<f32> = (0..len).map(|i| i as f32 / 1000.0).collect();
             let descending: Vec<f32> = ascending.iter().rev().copied().collect();
             for fraction in [0.001, 0.1, 0.9] {

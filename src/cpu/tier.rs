@@ -288,9 +288,8 @@ impl Kernels {
 
 #[cfg(test)]
 mod tests {
-    use half::bf16;
-
-    use super::super::vector::MAX_LANES;
+    use super::super::element::keeps_old;
+    use super::super::vector::{MAX_LANES, MIN_LANES};
     use super::*;
     use crate::backend::RandomKeys;
     use crate::config::{Filter, Rounding, WeightDecayScope};
@@ -298,39 +297,178 @@ mod tests {
     use crate::rule::scalars::{Hyper, Scalars};
     use crate::rule::{convert, entry, random};
 
-    /// Entries of the window around index 2^32 that the test looks at.
+    /// Entries of the window around index 2^32 that the test looks at, those of them on the near side, and the first.
     const ENTRIES: usize = 100;
-    const FIRST: u64 = (1 << 32) - 37;
+    const NEAR: usize = 47;
+    const FIRST: u64 = (1 << 32) - NEAR as u64;
 
-    /// The bits of an entry's moments and parameter after a step that moves it, and its key.
-    type Stepped = (u16, u16, u16, u32);
+    /// On both sides the last group of lanes is incomplete, on the far side more so: what the near one leaves in lanes
+    /// that the far one does not fill must not be taken for entries.
+    const _: () = {
+        let mut lanes = MIN_LANES;
+        while lanes <= MAX_LANES {
+            let far = (ENTRIES - NEAR) % lanes;
+            assert!(0 < far && far < NEAR % lanes);
+            lanes *= 2;
+        }
+    };
 
-    /// Buffers of which only the entries from `FIRST` on exist: nobody has memory for the others.
+    /// The types of a tensor.
+    #[derive(Clone, Copy, Debug)]
+    struct Types {
+        param: Dtype,
+        has_master: bool,
+        grad: Dtype,
+        state: StateDtype,
+    }
+
+    fn all_types() -> Vec<Types> {
+        let mut all = Vec::new();
+        for (param, has_master) in [
+            (Dtype::F32, false),
+            (Dtype::F16, false),
+            (Dtype::F16, true),
+            (Dtype::BF16, false),
+            (Dtype::BF16, true),
+        ] {
+            for grad in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+                for state in [StateDtype::F32, StateDtype::BF16] {
+                    all.push(Types {
+                        param,
+                        has_master,
+                        grad,
+                        state,
+                    });
+                }
+            }
+        }
+        all
+    }
+
+    /// The bits of a value of some type.
+    fn nearest(dtype: Dtype, x: f32) -> u32 {
+        match dtype {
+            Dtype::F32 => x.to_bits(),
+            Dtype::F16 => convert::f32_to_f16_nearest(x).into(),
+            Dtype::BF16 => convert::f32_to_bf16_nearest(x).into(),
+        }
+    }
+
+    fn stochastic(dtype: Dtype, x: f32, random: u32) -> u32 {
+        match dtype {
+            Dtype::F32 => x.to_bits(),
+            Dtype::F16 => convert::f32_to_f16_stochastic(x, random).into(),
+            Dtype::BF16 => convert::f32_to_bf16_stochastic(x, random).into(),
+        }
+    }
+
+    fn widened(dtype: Dtype, bits: u32) -> f32 {
+        match dtype {
+            Dtype::F32 => f32::from_bits(bits),
+            Dtype::F16 => convert::f16_to_f32(bits as u16),
+            Dtype::BF16 => convert::bf16_to_f32(bits as u16),
+        }
+    }
+
+    /// The entries of the window in one buffer, of which the others do not exist: nobody has memory for them.
+    #[derive(Clone)]
+    struct Buffer {
+        dtype: Dtype,
+        bits: Bits,
+    }
+
+    #[derive(Clone)]
+    enum Bits {
+        Halves(Vec<u16>),
+        Words(Vec<u32>),
+    }
+
+    impl Buffer {
+        fn new(dtype: Dtype, value: impl Fn(usize) -> f32) -> Self {
+            let bits = (0..ENTRIES).map(|i| nearest(dtype, value(i)));
+            let bits = match dtype {
+                Dtype::F32 => Bits::Words(bits.collect()),
+                _ => Bits::Halves(bits.map(|bits| bits as u16).collect()),
+            };
+            Self { dtype, bits }
+        }
+
+        /// Where entry 0 would be.
+        fn start(&mut self) -> *mut u8 {
+            match &mut self.bits {
+                Bits::Halves(bits) => bits.as_mut_ptr().wrapping_sub(FIRST as usize).cast(),
+                Bits::Words(bits) => bits.as_mut_ptr().wrapping_sub(FIRST as usize).cast(),
+            }
+        }
+
+        fn get(&self, i: usize) -> u32 {
+            match &self.bits {
+                Bits::Halves(bits) => bits[i].into(),
+                Bits::Words(bits) => bits[i],
+            }
+        }
+
+        fn set(&mut self, i: usize, to: u32) {
+            match &mut self.bits {
+                Bits::Halves(bits) => bits[i] = to as u16,
+                Bits::Words(bits) => bits[i] = to,
+            }
+        }
+
+        fn value(&self, i: usize) -> f32 {
+            widened(self.dtype, self.get(i))
+        }
+    }
+
+    /// What the rule says of an entry, by bits: its moments and its key, and what its parameter, or the master copy of
+    /// that, becomes if it moves and if not.
+    #[derive(Clone, Copy)]
+    struct Stepped {
+        exp_avg: u32,
+        exp_avg_sq: u32,
+        key: u32,
+        moves: u32,
+        stays: u32,
+    }
+
+    #[derive(Clone)]
     struct Window {
-        param: Vec<bf16>,
-        grad: Vec<f32>,
-        exp_avg: Vec<bf16>,
-        exp_avg_sq: Vec<bf16>,
+        types: Types,
+        param: Buffer,
+        grad: Buffer,
+        exp_avg: Buffer,
+        exp_avg_sq: Buffer,
+        master: Buffer,
         threshold: u32,
     }
 
     impl Window {
-        fn new() -> Self {
-            let values =
-                |scale: f32| (0..ENTRIES).map(move |i| bf16::from_f32(scale * (1.0 + i as f32)));
+        fn new(types: Types) -> Self {
+            let state = match types.state {
+                StateDtype::F32 => Dtype::F32,
+                StateDtype::BF16 => Dtype::BF16,
+            };
+            // Not in order: the last entries of the near side are among those that move or are open.
+            let scatter = |i: usize| (29 * i + 50) % ENTRIES;
+            let scaled = |scale: f32| move |i| scale * (1.0 + scatter(i) as f32);
+            // So small a parameter cannot be computed back from what it becomes.
+            let param = |i| if i % 5 == 4 { 1e-7 } else { scaled(0.1)(i) };
             Self {
-                param: values(0.1).collect(),
-                grad: (0..ENTRIES).map(|i| 0.01 * (i as f32 - 40.0)).collect(),
-                exp_avg: values(1e-3).collect(),
-                exp_avg_sq: values(1e-5).collect(),
+                types,
+                // With a master copy, the parameter says nothing.
+                param: Buffer::new(
+                    types.param,
+                    |i| if types.has_master { 7.0 } else { param(i) },
+                ),
+                grad: Buffer::new(types.grad, |i| 0.01 * (scatter(i) as f32 - 40.0)),
+                exp_avg: Buffer::new(state, scaled(1e-3)),
+                exp_avg_sq: Buffer::new(state, scaled(1e-5)),
+                master: Buffer::new(Dtype::F32, param),
                 threshold: 0,
             }
         }
 
-        fn job(&mut self) -> Job {
-            fn before<T>(start: *mut T) -> *mut u8 {
-                start.wrapping_sub(FIRST as usize).cast()
-            }
+        fn job(&mut self, filter: Filter, weight_decay_scope: WeightDecayScope) -> Job {
             let hyper = Hyper {
                 learning_rate: 0.01,
                 learning_rate_scale: 1.0,
@@ -340,15 +478,19 @@ mod tests {
                 weight_decay: 0.1,
             };
             Job {
-                param: before(self.param.as_mut_ptr()),
-                grad: before(self.grad.as_mut_ptr()),
-                exp_avg: before(self.exp_avg.as_mut_ptr()),
-                exp_avg_sq: before(self.exp_avg_sq.as_mut_ptr()),
-                master: std::ptr::null_mut(),
+                param: self.param.start(),
+                grad: self.grad.start(),
+                exp_avg: self.exp_avg.start(),
+                exp_avg_sq: self.exp_avg_sq.start(),
+                master: if self.types.has_master {
+                    self.master.start().cast()
+                } else {
+                    std::ptr::null_mut()
+                },
                 thresholds: &mut self.threshold,
-                param_dtype: Dtype::BF16,
-                grad_dtype: Dtype::F32,
-                state_dtype: StateDtype::BF16,
+                param_dtype: self.types.param,
+                grad_dtype: self.types.grad,
+                state_dtype: self.types.state,
                 numel: FIRST + ENTRIES as u64,
                 block_numel: FIRST + ENTRIES as u64,
                 rank: 1,
@@ -356,34 +498,90 @@ mod tests {
                 starts_moments: false,
                 starts_master: false,
                 scalars: Scalars::new(&hyper, 3).unwrap(),
-                filter: Filter::Random,
-                weight_decay_scope: WeightDecayScope::Selected,
+                filter,
+                weight_decay_scope,
                 rounding: Rounding::Stochastic,
                 random: RandomKeys::new(1, 2, 3),
             }
         }
 
-        /// The rule's moments, parameter and key of the `i`-th entry, if it moves.
-        fn expected(&self, job: &Job, i: usize) -> Stepped {
-            let index = FIRST + i as u64;
+        /// The parameter, or the master copy if there is one.
+        fn kept(&self) -> &Buffer {
+            if self.types.has_master {
+                &self.master
+            } else {
+                &self.param
+            }
+        }
+
+        fn set_kept(&mut self, i: usize, to: u32) {
+            if self.types.has_master {
+                self.master.set(i, to);
+                let rounded = nearest(self.param.dtype, f32::from_bits(to));
+                self.param.set(i, rounded);
+            } else {
+                self.param.set(i, to);
+            }
+        }
+
+        /// What the rule says of all entries, and their keys in ascending order.
+        fn expected(&self, job: &Job) -> (Vec<Stepped>, Vec<u32>) {
+            let all: Vec<_> = (0..ENTRIES).map(|i| self.expected_entry(job, i)).collect();
+            let mut sorted: Vec<u32> = all.iter().map(|entry| entry.key).collect();
+            sorted.sort_unstable();
+            (all, sorted)
+        }
+
+        fn expected_entry(&self, job: &Job, i: usize) -> Stepped {
+            let scalars = &job.scalars;
+            let draw = |stream| Key::new(1, 2, 3, stream).bits(FIRST + i as u64);
+            let state = self.exp_avg.dtype;
             let (m, v) = entry::moments(
-                self.grad[i],
-                self.exp_avg[i].to_f32(),
-                self.exp_avg_sq[i].to_f32(),
-                &job.scalars,
+                self.grad.value(i),
+                self.exp_avg.value(i),
+                self.exp_avg_sq.value(i),
+                scalars,
             );
-            let draw = |stream| Key::new(1, 2, 3, stream).bits(index);
-            let m = convert::f32_to_bf16_stochastic(m, draw(Stream::ExpAvg));
-            let v = convert::f32_to_bf16_stochastic(v, draw(Stream::ExpAvgSq));
-            let [wide_m, wide_v] = [m, v].map(convert::bf16_to_f32);
-            let update = entry::update(wide_m, wide_v, &job.scalars);
-            let p = entry::moved(self.param[i].to_f32(), update, &job.scalars);
-            let p = convert::f32_to_bf16_stochastic(p, draw(Stream::Param));
-            let key = entry::key(match job.filter {
-                Filter::Random => random::uniform(draw(Stream::Filter)),
-                _ => wide_m,
-            });
-            (m, v, p, key)
+            let exp_avg = stochastic(state, m, draw(Stream::ExpAvg));
+            let exp_avg_sq = stochastic(state, v, draw(Stream::ExpAvgSq));
+            let [m, v] = [exp_avg, exp_avg_sq].map(|bits| widened(state, bits));
+            let kept = self.kept();
+            let old = kept.value(i);
+            let round = |x| stochastic(kept.dtype, x, draw(Stream::Param));
+            let moved = entry::moved(old, entry::update(m, v, scalars), scalars);
+            Stepped {
+                exp_avg,
+                exp_avg_sq,
+                key: entry::key(match job.filter {
+                    Filter::Random => random::uniform(draw(Stream::Filter)),
+                    _ => m,
+                }),
+                moves: round(moved),
+                stays: match job.weight_decay_scope {
+                    WeightDecayScope::Selected => kept.get(i),
+                    WeightDecayScope::All => round(old * scalars.decay),
+                },
+            }
+        }
+
+        /// Checks all entries after a step in which those with these keys have moved.
+        fn compare(&self, expected: &[Stepped], moves: impl Fn(u32) -> bool) {
+            let types = self.types;
+            for (i, entry) in expected.iter().enumerate() {
+                let [m, v] = [&self.exp_avg, &self.exp_avg_sq].map(|buffer| buffer.get(i));
+                assert_eq!(m, entry.exp_avg, "exp_avg {i} of {types:?}");
+                assert_eq!(v, entry.exp_avg_sq, "exp_avg_sq {i} of {types:?}");
+                let kept = if moves(entry.key) {
+                    entry.moves
+                } else {
+                    entry.stays
+                };
+                assert_eq!(self.kept().get(i), kept, "param {i} of {types:?}");
+                if types.has_master {
+                    let rounded = nearest(types.param, self.master.value(i));
+                    assert_eq!(self.param.get(i), rounded, "rounded {i} of {types:?}");
+                }
+            }
         }
     }
 
@@ -417,76 +615,72 @@ mod tests {
     #[test]
     fn indices_beyond_32_bits() {
         for kernels in every_tier() {
-            keys_beyond_32_bits(kernels);
-            step_beyond_32_bits(kernels);
-            step_with_notes_beyond_32_bits(kernels);
+            // The test harness shows it only if the test fails.
+            println!("tier {:?}", kernels.tier);
+            for types in all_types() {
+                for filter in [Filter::Random, Filter::Momentum] {
+                    keys_beyond_32_bits(kernels, types, filter);
+                    for scope in [WeightDecayScope::Selected, WeightDecayScope::All] {
+                        step_beyond_32_bits(kernels, types, filter, scope);
+                    }
+                }
+                step_with_notes_beyond_32_bits(kernels, types);
+            }
         }
     }
 
-    fn keys_beyond_32_bits(kernels: &Kernels) {
-        let mut window = Window::new();
-        let job = window.job();
-        let all_keys: Vec<u32> = (0..ENTRIES).map(|i| window.expected(&job, i).3).collect();
+    fn keys_beyond_32_bits(kernels: &Kernels, types: Types, filter: Filter) {
+        let mut window = Window::new(types);
+        let job = window.job(filter, WeightDecayScope::Selected);
+        let (expected, sorted) = window.expected(&job);
+        let all_keys: Vec<u32> = expected.iter().map(|entry| entry.key).collect();
 
         let mut keys = [0u32; ENTRIES + MAX_LANES];
         // SAFETY: only the entries of the window are touched, and `keys` has room for them and a group more.
         unsafe { (kernels.keys)(&job, FIRST, ENTRIES, keys.as_mut_ptr()) };
-        assert_eq!(keys[..ENTRIES], all_keys);
+        assert_eq!(keys[..ENTRIES], all_keys, "{types:?}");
 
-        let mut sorted = all_keys;
-        sorted.sort_unstable();
         let bracket = (sorted[30], sorted[60]);
         // SAFETY: as above.
         let found = unsafe { (kernels.collect)(&job, FIRST, ENTRIES, bracket, keys.as_mut_ptr()) };
-        assert_eq!((found.above, found.inside), (39, 31));
-        keys[..31].sort_unstable();
-        assert_eq!(keys[..31], sorted[30..=60]);
+        let from = |key| sorted.partition_point(|&other| other < key);
+        let inside = &sorted[from(bracket.0)..from(bracket.1 + 1)];
+        let above = ENTRIES - from(bracket.1 + 1);
+        assert_eq!(
+            (found.above as usize, found.inside),
+            (above, inside.len()),
+            "{types:?}"
+        );
+        keys[..found.inside].sort_unstable();
+        assert_eq!(&keys[..found.inside], inside, "{types:?}");
     }
 
-    /// The rule's entries, and their keys in ascending order.
-    fn expected_entries(window: &Window, job: &Job) -> (Vec<Stepped>, Vec<u32>) {
-        let expected: Vec<_> = (0..ENTRIES).map(|i| window.expected(job, i)).collect();
-        let mut sorted: Vec<u32> = expected.iter().map(|entry| entry.3).collect();
-        sorted.sort_unstable();
-        (expected, sorted)
-    }
-
-    /// Checks moments, and parameters of which those with these keys have moved.
-    fn compare(
-        window: &Window,
-        before: &[bf16],
-        expected: &[Stepped],
-        moves: impl Fn(u32) -> bool,
+    fn step_beyond_32_bits(
+        kernels: &Kernels,
+        types: Types,
+        filter: Filter,
+        scope: WeightDecayScope,
     ) {
-        for (i, &(m, v, p, key)) in expected.iter().enumerate() {
-            assert_eq!(window.exp_avg[i].to_bits(), m, "exp_avg {i}");
-            assert_eq!(window.exp_avg_sq[i].to_bits(), v, "exp_avg_sq {i}");
-            let p = if moves(key) { p } else { before[i].to_bits() };
-            assert_eq!(window.param[i].to_bits(), p, "param {i}");
-        }
-    }
-
-    fn step_beyond_32_bits(kernels: &Kernels) {
-        let mut window = Window::new();
-        let job = window.job();
-        let (expected, sorted) = expected_entries(&window, &job);
+        let mut window = Window::new(types);
+        let job = window.job(filter, scope);
+        let (expected, sorted) = window.expected(&job);
         let threshold = sorted[50];
-        let before = window.param.clone();
         // SAFETY: only the entries of the window are touched.
         let moved = unsafe { (kernels.step)(&job, FIRST, ENTRIES as u64, threshold) };
-        assert_eq!(moved, 50);
-        compare(&window, &before, &expected, |key| key >= threshold);
+        assert_eq!(moved as usize, reaching(&sorted, threshold), "{types:?}");
+        window.compare(&expected, |key| key >= threshold);
     }
 
-    /// A pass that leaves some entries open; then a correction to a threshold below what moved.
-    fn step_with_notes_beyond_32_bits(kernels: &Kernels) {
-        let mut window = Window::new();
-        let job = Job {
-            filter: Filter::Momentum,
-            ..window.job()
-        };
-        let (expected, sorted) = expected_entries(&window, &job);
-        let before = window.param.clone();
+    fn reaching(keys: &[u32], threshold: u32) -> usize {
+        keys.iter().filter(|&&key| key >= threshold).count()
+    }
+
+    /// A pass that leaves some entries open; then corrections to a threshold above some of what moved, where old values
+    /// are computed back, and to one below.
+    fn step_with_notes_beyond_32_bits(kernels: &Kernels, types: Types) {
+        let mut window = Window::new(types);
+        let job = window.job(Filter::Momentum, WeightDecayScope::Selected);
+        let (expected, sorted) = window.expected(&job);
         let bounds = Bounds {
             possible: sorted[30],
             certain: sorted[60],
@@ -506,41 +700,74 @@ mod tests {
         let moved =
             unsafe { (kernels.step_and_note)(&job, FIRST, ENTRIES as u64, bounds, &mut notes) };
         let (count, lost, num_old) = (notes.count, notes.lost, notes.num_old);
+        assert_eq!(
+            moved as usize,
+            reaching(&sorted, bounds.certain),
+            "{types:?}"
+        );
+        window.compare(&expected, |key| key >= bounds.certain);
+
+        // Of halves, the upper half of a note does not matter.
+        let bits = window.kept().dtype.size() * 8;
         let index = |noted: u32| noted.wrapping_sub(FIRST as u32) as usize;
-        let noted: Vec<usize> = entries[..count].iter().map(|&entry| index(entry)).collect();
-        let open = |key: u32| bounds.possible <= key && key < bounds.certain;
-        let expected_notes: Vec<usize> = (0..ENTRIES).filter(|&i| open(expected[i].3)).collect();
-        assert_eq!((noted, lost), (expected_notes.clone(), 0));
-        for (note, &i) in expected_notes.iter().enumerate() {
-            let (_, _, p, key) = expected[i];
-            assert_eq!(keys[note], key, "key of {i}");
-            assert_eq!(values[note] as u16, p, "value of {i}");
+        let mut open = Vec::new();
+        let mut lost_entries = Vec::new();
+        for (note, &noted) in entries[..count].iter().enumerate() {
+            let i = index(noted);
+            let entry = expected[i];
+            let has_moved = entry.key >= bounds.certain;
+            let (list, value) = if has_moved {
+                (&mut lost_entries, entry.stays)
+            } else {
+                (&mut open, entry.moves)
+            };
+            list.push(i);
+            assert_eq!(keys[note], entry.key, "key of {i} of {types:?}");
+            assert_eq!(
+                values[note] << (32 - bits),
+                value << (32 - bits),
+                "value of {i} of {types:?}"
+            );
         }
-        let expected_old: Vec<u16> = (0..ENTRIES)
-            .filter(|&i| expected[i].3 >= bounds.certain)
-            .map(|i| before[i].to_bits())
+        let is_open = |key: u32| bounds.possible <= key && key < bounds.certain;
+        let expected_open: Vec<usize> =
+            (0..ENTRIES).filter(|&i| is_open(expected[i].key)).collect();
+        assert_eq!(open, expected_open, "{types:?}");
+        assert!(lost_entries.is_sorted(), "{lost_entries:?} of {types:?}");
+        assert_eq!(lost, lost_entries.len(), "{types:?}");
+        let expected_old: Vec<u16> = expected
+            .iter()
+            .filter(|entry| keeps_old(&job) && entry.key >= bounds.certain)
+            .map(|entry| entry.stays as u16)
             .collect();
-        assert_eq!(old[..num_old], expected_old);
-        assert_eq!(moved as usize, expected_old.len());
-        compare(&window, &before, &expected, |key| key >= bounds.certain);
+        assert_eq!(old[..num_old], expected_old, "{types:?}");
 
         // The moments stay as they are now.
-        let stored = Job {
-            scalars: Scalars {
-                b1: 1.0,
-                c1: 0.0,
-                b2: 1.0,
-                c2: 0.0,
-                ..job.scalars
-            },
-            ..job
+        let stored = job.after_step();
+        let settle = |moved_from, threshold| {
+            // SAFETY: as above.
+            let moves =
+                unsafe { (kernels.settle)(&stored, FIRST, ENTRIES as u64, moved_from, threshold) };
+            assert_eq!(moves as usize, reaching(&sorted, threshold), "{types:?}");
         };
-        let (moved_from, threshold) = (bounds.certain, sorted[20]);
-        // SAFETY: as above.
-        let moves =
-            unsafe { (kernels.settle)(&stored, FIRST, ENTRIES as u64, moved_from, threshold) };
-        let reach = sorted.iter().filter(|&&key| key >= threshold).count();
-        assert_eq!(moves as usize, reach);
-        compare(&window, &before, &expected, |key| key >= threshold);
+        let mut moved_from = bounds.certain;
+        if keeps_old(&job) {
+            assert_eq!(lost, 0, "{types:?}");
+        } else {
+            // Some are lost on both sides, but far from all.
+            assert!(lost_entries.iter().any(|&i| i < NEAR) && lost < moved as usize / 2);
+            assert!(lost_entries.iter().any(|&i| i >= NEAR));
+            let threshold = sorted[90];
+            settle(moved_from, threshold);
+            for i in lost_entries {
+                if expected[i].key < threshold {
+                    window.set_kept(i, expected[i].stays);
+                }
+            }
+            window.compare(&expected, |key| key >= threshold);
+            moved_from = threshold;
+        }
+        settle(moved_from, sorted[20]);
+        window.compare(&expected, |key| key >= sorted[20]);
     }
 }

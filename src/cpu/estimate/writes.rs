@@ -123,3 +123,16 @@ pub(super) unsafe fn write_param(job: &Job, entry: u64, bits: u32) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_of_a_tile_that_crosses_a_multiple_of_two_to_the_32() {
+        let start = (3 << 32) - 10;
+        for offset in [0, 9, 10, 4095] {
+            assert_eq!(entry(start, (start + offset) as u32), start + offset);
+        }
+    }
+}
