@@ -29,7 +29,7 @@ const MOST_COUNTED_LINES: usize = 4096;
 /// A sample of n keys costs time in proportion to n; the entries that its bracket leaves open, len · n^(-1/2) in
 /// proportion, cost about as much each. The sum is smallest for n in proportion to len^(2/3).
 pub(super) fn lines(len: u64) -> usize {
-    let keys = 1.5 * (len as f64).powf(2.0 / 3.0);
+    let keys = 2.5 * (len as f64).powf(2.0 / 3.0);
     2 * ((keys / (2 * LINE) as f64) as usize).max(1)
 }
 
