@@ -303,7 +303,7 @@ fn estimates_that_are_wrong_are_reported_and_others_are_not() {
     for forced in PATHS {
         let case = Case {
             options: on_one_thread(),
-            tensors: vec![normal(9001, Dtype::F32, 1)],
+            tensors: vec![normal(9001, Dtype::F32, 2)],
             steps: 3,
             ..Case::default()
         };
