@@ -702,7 +702,8 @@ fn small_parameters_fail_no_estimate() {
             let case = Case {
                 options: Options {
                     master_weights,
-                    update_fraction: 0.1,
+                    // More than there is room to note.
+                    update_fraction: 0.2,
                     num_threads: 2,
                     ..on_one_thread()
                 },

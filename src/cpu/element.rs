@@ -1,7 +1,6 @@
 //! How a loop reads and writes each kind of buffer.
 
 use super::vector::{Bf16, F16, Format, Vector};
-use crate::backend::Job;
 use crate::config::Dtype;
 
 /// Reads a group of gradients. Their type is looked at here, not made a parameter of the loops: the branch is
@@ -73,11 +72,6 @@ pub(super) trait Param<V: Vector> {
     ///
     /// `LANES` elements are writable at `param`, and at `master` if there is one.
     unsafe fn store(param: *mut u8, master: *mut f32, new: V::U, old: V::U, written: V::Mask);
-}
-
-/// [`Param::KEEPS_OLD`] of a job's parameter.
-pub(super) fn keeps_old(job: &Job) -> bool {
-    job.master.is_null() && job.param_dtype != Dtype::F32
 }
 
 /// How a parameter of 16 bits without a master copy is rounded.

@@ -53,6 +53,16 @@ macro_rules! for_moment_types {
     };
 }
 
+/// [`Param::KEEPS_OLD`] of a job's parameter.
+pub(super) fn keeps_old(job: &Job) -> bool {
+    // It is the same for every vector.
+    type V = crate::cpu::portable::Lanes;
+    fn of<P: Param<V>, S: Moment<V>>() -> bool {
+        P::KEEPS_OLD
+    }
+    for_types!(job, of())
+}
+
 /// Compiles the loops for one vector under one set of target features.
 macro_rules! tier {
     ($module:ident, $tier:expr, $vector:ty $(, $features:literal)?) => {
@@ -288,7 +298,6 @@ impl Kernels {
 
 #[cfg(test)]
 mod tests {
-    use super::super::element::keeps_old;
     use super::super::vector::{MAX_LANES, MIN_LANES};
     use super::*;
     use crate::backend::RandomKeys;

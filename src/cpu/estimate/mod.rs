@@ -15,14 +15,13 @@ mod writes;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use super::element::keeps_old;
 use super::executor::Executor;
 use super::kernels::Bounds;
 use super::plan::{is_estimated, most_kept};
 use super::sample;
 use super::search;
 use super::select::Range;
-use super::tier::Kernels;
+use super::tier::{Kernels, keeps_old};
 use super::vector::MAX_LANES;
 use crate::backend::Job;
 use crate::error::Result;

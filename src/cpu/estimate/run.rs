@@ -9,7 +9,6 @@ use super::{
     TALLIED_TILES_IF_KEPT, TILE, Tile, Tiles, Wave, Words, chunk, search_words,
 };
 use crate::backend::Job;
-use crate::cpu::element::keeps_old;
 use crate::cpu::executor::{Executor, Incomplete};
 use crate::cpu::forced::{self, Forced};
 use crate::cpu::kernels::{Bounds, Notes};
@@ -17,7 +16,7 @@ use crate::cpu::runs::{Candidates, kth_of_runs};
 use crate::cpu::sample;
 use crate::cpu::search;
 use crate::cpu::select::Range;
-use crate::cpu::tier::Kernels;
+use crate::cpu::tier::{Kernels, keeps_old};
 use crate::cpu::vector::MAX_LANES;
 use crate::error::Result;
 

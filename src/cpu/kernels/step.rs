@@ -73,6 +73,7 @@ where
     #[inline(always)]
     unsafe fn tile(&mut self, pass: &Pass, place: Place, entries: V::U, len: usize) {
         let mut moved_lanes = self.moved;
+        let decay_everywhere = V::at_least(V::uint(pass.decay_all.into()), V::uint(1));
         for group in 0..len.div_ceil(V::LANES) {
             let (place, entries) = place.group::<V, P, S>(entries, group);
             // SAFETY: the caller's promise.
@@ -86,11 +87,12 @@ where
                 let old = P::load(place.param, place.master);
                 let decayed = pass.decayed::<V, P>(old);
                 let moved = decayed - pass.difference::<V>(m, v);
-                let (new, written) = if !USUAL && pass.decay_all {
-                    let new = V::select(selected, V::bits(moved), V::bits(decayed));
-                    (V::from_bits(new), V::at_least(filtered, V::uint(0)))
-                } else {
+                let (new, written) = if USUAL {
                     (moved, selected)
+                } else {
+                    // A branch on the scope would have the compiler make two loops.
+                    let new = V::select(selected, V::bits(moved), V::bits(decayed));
+                    (V::from_bits(new), selected | decay_everywhere)
                 };
                 let new = pass.encode::<V, P>(new, entries);
                 P::store(place.param, place.master, new, old, written);
