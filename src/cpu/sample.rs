@@ -164,7 +164,8 @@ pub(super) fn share(sample: &[u32], (low, high): Bracket) -> f64 {
     f64::from(held) / counted.max(1) as f64
 }
 
-/// About which share of the entries of a range would move, and could not be moved back. A few lines tell, or copies of them.
+/// About which share of the entries of a range would move, and could not be moved back. A few lines tell, or copies of
+/// them.
 ///
 /// # Safety
 ///
@@ -265,17 +266,10 @@ impl LineCopy {
             },
             ..*job
         };
-        let [mut entries, mut keys, mut values] = [[0u32; LINE + MAX_LANES]; 3];
+        let mut places = [[0u32; LINE + MAX_LANES]; 3];
         let mut old = [0u16; LINE + MAX_LANES];
-        let mut notes = Notes {
-            entries: entries.as_mut_ptr(),
-            keys: keys.as_mut_ptr(),
-            values: values.as_mut_ptr(),
-            count: 0,
-            lost: 0,
-            old: old.as_mut_ptr(),
-            num_old: 0,
-        };
+        let places = places.each_mut().map(|place| place.as_mut_ptr());
+        let mut notes = Notes::at(places, old.as_mut_ptr());
         // SAFETY: only the entries of the line are touched, which the copies hold; there is room for notes about all of
         // them, and a group more.
         unsafe { (kernels.step_and_note)(&copied, start, LINE as u64, bounds, &mut notes) };

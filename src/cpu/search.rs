@@ -12,7 +12,7 @@ use super::kernels::Bracket;
 use super::plan::PIECE;
 use super::runs::{Candidates, kth_of_runs};
 use super::sample;
-use super::select::{DIGITS, DigitSearch, Range, SharedCounts};
+use super::select::{DIGITS, DigitSearch, Range, SharedCounts, rank_inside};
 use super::tier::Kernels;
 use super::vector::MAX_LANES;
 use crate::backend::Job;
@@ -118,22 +118,18 @@ impl Search<'_> {
         self.executor
             .for_each(self.pieces(), block.len, Incomplete::Finish, collect)?;
         let (above, inside) = (above.into_inner(), inside.into_inner());
+        let Some(rank) = rank_inside(job.rank, above, inside) else {
+            return Ok(None);
+        };
         if !keeps {
-            let found = above < job.rank && job.rank <= above + inside as u64;
-            return Ok(found.then_some(bracket.0));
+            return Ok(Some(bracket.0));
         }
         if inside > capacity {
             return Ok(None);
         }
-        let Some(rank) = job.rank.checked_sub(above) else {
-            return Ok(None);
-        };
-        if !(1..=inside as u64).contains(&rank) {
-            return Ok(None);
-        }
         let (found, room) = keys.split_at_mut(inside);
         if room.len() < LEAST_ROOM {
-            return Ok(Some(kth_largest(found, rank as usize)));
+            return Ok(Some(kth_largest(found, rank)));
         }
         let candidates = Candidates {
             low: bracket.0,
@@ -142,7 +138,13 @@ impl Search<'_> {
             above: 0,
         };
         let runs = || std::iter::once(&*found);
-        Ok(Some(kth_of_runs(kernels, runs, candidates, rank, room)))
+        Ok(Some(kth_of_runs(
+            kernels,
+            runs,
+            candidates,
+            rank as u64,
+            room,
+        )))
     }
 
     /// Brackets the threshold by a sample; `room` is work space.

@@ -39,11 +39,10 @@ impl Range {
     }
 }
 
-/// The threshold among the keys that a bracket holds, if it is there: `above` keys lie above the bracket.
-pub(super) fn settle(rank: u64, above: u64, inside: &mut [u32]) -> Option<u32> {
+/// The rank of the threshold among the keys that a bracket holds, if it is there: `above` keys lie above the bracket.
+pub(super) fn rank_inside(rank: u64, above: u64, inside: usize) -> Option<usize> {
     let rank = rank.checked_sub(above)?;
-    let found = 1 <= rank && rank <= inside.len() as u64;
-    found.then(|| kth_largest(inside, rank as usize))
+    (1..=inside as u64).contains(&rank).then_some(rank as usize)
 }
 
 /// The threshold of a block that one thread deals with alone; `hint` is about the threshold, or 0.
@@ -94,8 +93,8 @@ unsafe fn threshold_by_keys(kernels: &Kernels, job: &Job, range: Range, room: &m
 ///
 /// # Safety
 ///
-/// As for [`super::kernels::keys`]; the block has more than [`TILE`] entries, and `room` is longer than [`TILE`] and [`MAX_LANES`]
-/// together.
+/// As for [`super::kernels::keys`]; the block has more than [`TILE`] entries, and `room` is longer than [`TILE`] and
+/// [`MAX_LANES`] together.
 #[inline(never)]
 unsafe fn threshold_by_bracket(
     kernels: &Kernels,
@@ -152,8 +151,11 @@ unsafe fn threshold_inside(
         count += found.inside;
         done += n;
     }
-    let settled = (done == range.len).then(|| settle(job.rank, above, &mut room[..count]));
-    settled.flatten()
+    if done < range.len {
+        return None;
+    }
+    let rank = rank_inside(job.rank, above, count)?;
+    Some(kth_largest(&mut room[..count], rank))
 }
 
 /// The digits of a key, from the top: the lowest bit of each, and its size in bits.

@@ -696,15 +696,8 @@ mod tests {
         };
         let [mut entries, mut keys, mut values] = [[0u32; ENTRIES + MAX_LANES]; 3];
         let mut old = [0u16; ENTRIES + MAX_LANES];
-        let mut notes = Notes {
-            entries: entries.as_mut_ptr(),
-            keys: keys.as_mut_ptr(),
-            values: values.as_mut_ptr(),
-            count: 0,
-            lost: 0,
-            old: old.as_mut_ptr(),
-            num_old: 0,
-        };
+        let places = [&mut entries, &mut keys, &mut values].map(|place| place.as_mut_ptr());
+        let mut notes = Notes::at(places, old.as_mut_ptr());
         // SAFETY: only the entries of the window are touched; there is room for their notes and a group more.
         let moved =
             unsafe { (kernels.step_and_note)(&job, FIRST, ENTRIES as u64, bounds, &mut notes) };

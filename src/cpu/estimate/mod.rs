@@ -129,16 +129,15 @@ impl Wave {
             + self.search_words
     }
 
-    /// `kept` is how many of its entries move, if their old values are kept.
-    fn add(&mut self, len: u64, kept: Option<u64>, threads: usize) {
+    fn add(&mut self, needs: &Needs, threads: usize) {
         self.num_blocks += 1;
-        self.entries += len;
-        self.gathers += sample::lines(len).div_ceil(GATHERED);
-        self.tiles += len.div_ceil(TILE) as usize;
-        self.sample_words += sample::room(len);
-        self.note_capacity += note_capacity(len, kept.is_some());
-        self.search_words = self.search_words.max(search_words(len));
-        if let Some(kept) = kept {
+        self.entries += needs.len;
+        self.gathers += needs.gathers();
+        self.tiles += needs.tiles();
+        self.sample_words += needs.sample_words;
+        self.note_capacity += needs.notes;
+        self.search_words = self.search_words.max(needs.search_words);
+        if let Some(kept) = needs.kept {
             if self.old_capacity == 0 {
                 // So that every thread can begin a tile as long as not all are kept.
                 self.old_capacity = threads * TILE as usize;
@@ -160,6 +159,40 @@ impl Wave {
             note_capacity: threads * chunk(threads),
             ..Self::default()
         }
+    }
+}
+
+/// What the step of a block takes; the same for all blocks of a tensor.
+#[derive(Clone, Copy, Debug)]
+struct Needs {
+    len: u64,
+    /// Lines of the sample.
+    lines: usize,
+    sample_words: usize,
+    notes: usize,
+    search_words: usize,
+    /// How many entries move, if their old values are kept.
+    kept: Option<u64>,
+}
+
+impl Needs {
+    fn of(len: u64, kept: Option<u64>) -> Self {
+        Self {
+            len,
+            lines: sample::lines(len),
+            sample_words: sample::room(len),
+            notes: note_capacity(len, kept.is_some()),
+            search_words: search_words(len),
+            kept,
+        }
+    }
+
+    fn gathers(&self) -> usize {
+        self.lines.div_ceil(GATHERED)
+    }
+
+    fn tiles(&self) -> usize {
+        self.len.div_ceil(TILE) as usize
     }
 }
 
@@ -203,20 +236,18 @@ impl Estimates {
         let mut wave = Wave::empty(0, threads);
         for (i, job) in estimated() {
             let len = job.block_numel;
-            let kept = keeps_old(job).then_some(job.rank);
+            let needs = Needs::of(len, keeps_old(job).then_some(job.rank));
             for start in (0..job.numel).step_by(len as usize) {
                 let mut next = wave;
-                next.add(len, kept, threads);
+                next.add(&needs, threads);
                 if wave.num_blocks > 0 && next.is_full(threads) {
                     try_reserve_one(&mut self.waves, "the estimates")?;
                     self.waves.push(wave);
                     wave = Wave::empty(self.blocks.len(), threads);
                     next = wave;
-                    next.add(len, kept, threads);
+                    next.add(&needs, threads);
                 }
-                let most_notes = note_capacity(len, kept.is_some());
-                let range = Range { start, len };
-                self.blocks.push(Block::new(i, range, most_notes, &wave));
+                self.blocks.push(Block::new(i, start, &needs, &wave));
                 wave = next;
                 words = words.max(wave.words());
                 tiles = tiles.max(wave.tiles);
@@ -285,9 +316,10 @@ pub(super) fn bytes_bound(numel: u64, num_blocks: u64, threads: usize) -> u64 {
     }
     // Whichever takes more, depending on the types, which may be anything here.
     let [wave, other] = [None, Some(most_kept(len))].map(|kept| {
+        let needs = Needs::of(len, kept);
         let mut wave = Wave::empty(0, threads);
         while wave.num_blocks < num_blocks as usize && !wave.is_full(threads) {
-            wave.add(len, kept, threads);
+            wave.add(&needs, threads);
         }
         wave
     });
@@ -312,18 +344,20 @@ pub(super) struct Stepped {
 
 impl Block {
     /// The next one of a wave.
-    fn new(job: usize, range: Range, most_notes: usize, wave: &Wave) -> Self {
-        let lines = sample::lines(range.len);
+    fn new(job: usize, start: u64, needs: &Needs, wave: &Wave) -> Self {
         Self {
             job,
-            range,
-            lines,
+            range: Range {
+                start,
+                len: needs.len,
+            },
+            lines: needs.lines,
             first_gather: wave.gathers,
             first_tile: wave.tiles,
             first_key: wave.sample_words,
-            gathers_left: AtomicUsize::new(lines.div_ceil(GATHERED)),
-            tiles_left: AtomicUsize::new(range.len.div_ceil(TILE) as usize),
-            most_notes: most_notes as u64,
+            gathers_left: AtomicUsize::new(needs.gathers()),
+            tiles_left: AtomicUsize::new(needs.tiles()),
+            most_notes: needs.notes as u64,
             possible: AtomicU32::new(0),
             certain: AtomicU32::new(0),
             moved: AtomicU64::new(0),

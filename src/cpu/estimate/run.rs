@@ -133,7 +133,7 @@ impl<'a> WaveRun<'a> {
                 self.gather(i);
             })?;
             for block in self.blocks.iter().filter(|block| block.is_crowded()) {
-                self.search(executor, block)?;
+                self.search(executor, block, &self.jobs[block.job])?;
             }
             executor.for_each_with(
                 wave.tiles,
@@ -244,29 +244,22 @@ impl<'a> WaveRun<'a> {
         }
     }
 
-    /// Finds the threshold of a block before it is stepped.
+    /// Finds the threshold of a block by all of its keys, as the job has them: before it is stepped, or after that.
     ///
     /// # Safety
     ///
-    /// As for [`Estimates::step`]; the pass has not begun.
-    unsafe fn search(&self, executor: &mut Executor, block: &Block) -> Result<()> {
-        let job = &self.jobs[block.job];
+    /// As for [`Estimates::step`]; nobody writes to the block meanwhile.
+    unsafe fn search(&self, executor: &mut Executor, block: &Block, job: &Job) -> Result<u32> {
         // SAFETY: the caller's promise; the space is for searches, one at a time. A job has a threshold for every
         // block.
         unsafe {
             let space = self.free.slice(0, search_words(block.range.len));
-            let threshold = block.threshold(self.jobs);
-            let (range, hint) = (block.range, threshold.read());
-            threshold.write(search::threshold(
-                self.kernels,
-                executor,
-                job,
-                range,
-                hint,
-                space,
-            )?);
+            let place = block.threshold(self.jobs);
+            let (range, hint) = (block.range, place.read());
+            let threshold = search::threshold(self.kernels, executor, job, range, hint, space)?;
+            place.write(threshold);
+            Ok(threshold)
         }
-        Ok(())
     }
 
     /// Steps a tile, as far as the bounds tell.
@@ -328,21 +321,13 @@ impl<'a> WaveRun<'a> {
             block.bounds()
         };
         let first_note = strand.notes.next;
-        let [entries, keys, values] = self
+        let places = self
             .notes
             .each_ref()
             .map(|words| words.start.wrapping_add(first_note));
         // Here at first, because it is not known how many there will be.
         let mut old = [MaybeUninit::<u16>::uninit(); TILE as usize + MAX_LANES];
-        let mut notes = Notes {
-            entries,
-            keys,
-            values,
-            count: 0,
-            lost: 0,
-            old: old.as_mut_ptr().cast(),
-            num_old: 0,
-        };
+        let mut notes = Notes::at(places, old.as_mut_ptr().cast());
         // SAFETY: the caller's promise; there is room for the notes of a whole tile, or none will be made.
         unsafe {
             let kernel = self.kernels.step_and_note;
@@ -548,16 +533,11 @@ impl<'a> WaveRun<'a> {
     ///
     /// As for [`Estimates::step`]; the pass is over.
     unsafe fn rescue(&self, executor: &mut Executor, block: &Block) -> Result<u64> {
-        let job = &self.jobs[block.job];
-        let stored = job.after_step();
+        let stored = self.jobs[block.job].after_step();
         let selected = AtomicU64::new(0);
-        // SAFETY: the caller's promise; the space is for searches, one at a time.
+        // SAFETY: the caller's promise.
         unsafe {
-            let space = self.free.slice(0, search_words(block.range.len));
-            let place = block.threshold(self.jobs);
-            let (range, hint) = (block.range, place.read());
-            let threshold = search::threshold(self.kernels, executor, &stored, range, hint, space)?;
-            place.write(threshold);
+            let threshold = self.search(executor, block, &stored)?;
             let tiles = block.num_tiles();
             executor.for_each(tiles, block.range.len, Incomplete::Finish, |i| {
                 let moved = self.correct(block, block.first_tile + i, threshold.max(1));

@@ -70,12 +70,12 @@ impl<V: Vector, S: Moment<V>, const MOMENTUM: bool> Body<V, Single, S> for Keys<
     }
 }
 
-/// Writes the keys of some lines of [`LINE`] entries to `keys`, for a sample: where a line crosses a multiple of 2^32 entries,
-/// random bits behind it are not those of the step.
+/// Writes the keys of some lines of [`LINE`] entries to `keys`, for a sample: where a line crosses a multiple of 2^32
+/// entries, random bits behind it are not those of the step.
 ///
 /// # Safety
 ///
-/// As there, for each line; `keys` has room for all lines.
+/// As for [`keys()`], for each line; `keys` has room for all lines.
 #[inline(always)]
 pub(in crate::cpu) unsafe fn lines<V: Vector, S: Moment<V>>(
     job: &Job,

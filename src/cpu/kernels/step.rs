@@ -139,6 +139,21 @@ pub(in crate::cpu) struct Notes {
     pub(in crate::cpu) num_old: usize,
 }
 
+impl Notes {
+    /// None yet; these places are where they go.
+    pub(in crate::cpu) fn at([entries, keys, values]: [*mut u32; 3], old: *mut u16) -> Self {
+        Self {
+            entries,
+            keys,
+            values,
+            count: 0,
+            lost: 0,
+            old,
+            num_old: 0,
+        }
+    }
+}
+
 /// Steps entries like [`step`], as far as the bounds tell, and makes notes; how many moved. The filter is
 /// `momentum`, and entries that do not move do not decay.
 ///
