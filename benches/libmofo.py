@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 MOFO_ABI_VERSION = 1
+MOFO_DEVICE_CPU = 0
+MOFO_DEVICE_CUDA = 1
 MOFO_DTYPE_F32 = 0
+MOFO_DTYPE_F16 = 1
 MOFO_DTYPE_BF16 = 2
 MOFO_ROUNDING_NEAREST = 0
 MOFO_ROUNDING_STOCHASTIC = 1
@@ -101,7 +104,7 @@ class StepReport(ctypes.Structure):
         ("entries", c_uint64),
         ("entries_selected", c_uint64),
         ("skipped", c_int32),
-        ("reserved", c_int32),
+        ("status", c_int32),
         ("blocks_estimated", c_uint64),
         ("estimates_failed", c_uint64),
     ]
@@ -121,6 +124,20 @@ class StepArgs(ctypes.Structure):
         ("stream", c_void_p),
         ("report", POINTER(StepReport)),
         ("report_size", c_uint64),
+        ("device_learning_rate", c_void_p),
+    ]
+
+
+class MemoryInfo(ctypes.Structure):
+    """`mofo_memory_info`."""
+
+    _fields_ = [
+        ("state", c_uint64),
+        ("caller_state", c_uint64),
+        ("scratch", c_uint64),
+        ("bookkeeping", c_uint64),
+        ("num_tensors", c_uint64),
+        ("entries", c_uint64),
     ]
 
 
@@ -130,6 +147,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "mofo_tensor_info": TensorInfo,
     "mofo_step_report": StepReport,
     "mofo_step_args": StepArgs,
+    "mofo_memory_info": MemoryInfo,
 }
 
 
@@ -167,6 +185,8 @@ class Library:
         "mofo_bind_tensor": (c_int32, [c_void_p, c_uint64, c_void_p, c_void_p]),
         "mofo_tensor_state": (c_int32, [c_void_p, c_uint64, POINTER(TensorInfo), c_uint64]),
         "mofo_step_args_init": (c_int32, [POINTER(StepArgs), c_uint64]),
+        "mofo_memory": (c_int32, [c_void_p, POINTER(MemoryInfo), c_uint64]),
+        "mofo_cuda_available": (c_int32, []),
         "mofo_step": (c_int32, [c_void_p, POINTER(StepArgs)]),
     }
 

@@ -90,6 +90,12 @@
 #define MOFO_ERROR_PARALLEL_FOR -8
 
 /**
+ * A call of the CUDA driver failed; the message has CUDA's own name and text of it. It may be of an earlier kernel,
+ * of the engine's, that broke the context.
+ */
+#define MOFO_ERROR_CUDA -9
+
+/**
  * A defect in the library. The optimizer refuses every further call, and a step may have been left half
  * done; destroy it.
  */
@@ -218,7 +224,7 @@ typedef struct mofo_options {
      */
     int32_t device;
     /**
-     * Which GPU, from 0. Not looked at on the CPU. Default 0.
+     * Which GPU, as the CUDA driver counts them, from 0. Not looked at on the CPU. Default 0.
      */
     int32_t device_index;
     /**
@@ -484,9 +490,12 @@ typedef struct mofo_step_report {
      */
     int32_t skipped;
     /**
-     * Zero.
+     * The step's status. On the CPU that which `mofo_step` returned, if that was not an error: `MOFO_OK` or
+     * `MOFO_SKIPPED`. On CUDA, where `mofo_step` has returned before the step runs, also what else kept it from being
+     * taken: `MOFO_ERROR_NOT_FINITE`, or `MOFO_ERROR_INVALID_ARGUMENT` if a step counter was at its end. Nothing but
+     * the report was changed then.
      */
-    int32_t reserved;
+    int32_t status;
     /**
      * Blocks whose threshold was estimated from a sample, and settled after the pass over them.
      */
@@ -535,17 +544,25 @@ typedef struct mofo_step_args {
      */
     uint64_t num_tensors;
     /**
-     * The CUDA stream to work on. NULL (default) on the CPU.
+     * The CUDA stream to work on: a CUstream or cudaStream_t of the device's primary context, NULL (default) the
+     * legacy default stream. NULL on the CPU.
      */
     void *stream;
     /**
-     * Where to write what the step did, or NULL (default).
+     * Where to write what the step did, or NULL (default). On CUDA it is the device that writes, when the step has
+     * run: to device, managed or page-locked memory, which is yours to read after you have waited for the stream.
      */
     struct mofo_step_report *report;
     /**
      * `sizeof *report`; not looked at if `report` is NULL.
      */
     uint64_t report_size;
+    /**
+     * CUDA: where in device, managed or page-locked memory η of this step is, in place of `learning_rate`; read when
+     * the step runs, so that a step captured in a graph can follow a schedule. Not finite or negative: the step is
+     * not taken (see `mofo_step_report.status`). NULL (default): as `learning_rate` says. NULL on the CPU.
+     */
+    const double *device_learning_rate;
 } mofo_step_args;
 
 /**
@@ -593,8 +610,8 @@ const char *mofo_version(void);
 uint32_t mofo_abi_version(void);
 
 /**
- * 1 if an optimizer for `MOFO_DEVICE_CUDA` can be created in this process, else 0. This build has no CUDA
- * backend: always 0.
+ * 1 if the CUDA driver is installed and finds a GPU, and this build can use it, so that optimizers for
+ * `MOFO_DEVICE_CUDA` can be created; else 0. Why not is what `mofo_create` says.
  */
 int32_t mofo_cuda_available(void);
 
@@ -795,7 +812,7 @@ void mofo_destroy(struct mofo_optimizer *optimizer);
 int32_t mofo_memory(struct mofo_optimizer *optimizer, struct mofo_memory_info *info, uint64_t size);
 
 /**
- * The `MOFO_CPU_TIER_…` that the optimizer uses, or a negative status if `optimizer` is NULL.
+ * The `MOFO_CPU_TIER_…` that the optimizer uses, or a negative status if `optimizer` is NULL or works on CUDA.
  *
  * Requires:
  * `optimizer` is NULL or alive.

@@ -56,6 +56,7 @@ enum class [[nodiscard]] Status : std::int32_t {
     unsupported = MOFO_ERROR_UNSUPPORTED,
     not_finite = MOFO_ERROR_NOT_FINITE,
     parallel_for = MOFO_ERROR_PARALLEL_FOR,
+    cuda = MOFO_ERROR_CUDA,
     internal = MOFO_ERROR_INTERNAL
 };
 

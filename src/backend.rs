@@ -1,8 +1,14 @@
 //! What the optimizer asks of a device.
 
-use crate::config::{CpuTier, Dtype, Filter, Options, Rounding, StateDtype, WeightDecayScope};
+use std::ffi::c_void;
+
+use crate::config::{Device, Dtype, Filter, Options, Rounding, StateDtype, WeightDecayScope};
 use crate::cpu::Cpu;
-use crate::error::Result;
+#[cfg(feature = "cuda")]
+use crate::cuda::Cuda;
+use crate::error::{Result, fail};
+#[cfg(feature = "cuda")]
+use crate::memory::try_box;
 use crate::rule::random::{Key, Stream};
 use crate::rule::scalars::Scalars;
 
@@ -151,45 +157,47 @@ pub(crate) struct Outcome {
 #[derive(Debug)]
 pub(crate) enum Backend {
     Cpu(Cpu),
+    #[cfg(feature = "cuda")]
+    Cuda(Box<Cuda>),
 }
 
 impl Backend {
     pub(crate) fn new(options: &Options) -> Result<Self> {
-        Ok(Self::Cpu(Cpu::new(options)?))
-    }
-
-    /// Takes the step. On an error nothing has changed.
-    ///
-    /// # Safety
-    ///
-    /// The buffers of the jobs are alive, as large as their `numel` says and used by nobody else; the rest
-    /// is [`Job`]'s promise.
-    pub(crate) unsafe fn step(
-        &mut self,
-        jobs: &mut [Job],
-        request: &GradientRequest,
-    ) -> Result<Outcome> {
-        match self {
-            // SAFETY: the caller's promise.
-            Self::Cpu(cpu) => unsafe { cpu.step(jobs, request) },
+        match options.device {
+            Device::Cpu => Ok(Self::Cpu(Cpu::new(options)?)),
+            #[cfg(feature = "cuda")]
+            Device::Cuda { index } => Ok(Self::Cuda(try_box(Cuda::new(index)?)?)),
+            #[cfg(not(feature = "cuda"))]
+            Device::Cuda { .. } => fail!(Unsupported, "this build of mofo has no CUDA backend"),
         }
     }
 
-    /// The sum of the squares of the jobs' gradients, unscaled.
-    ///
-    /// # Safety
-    ///
-    /// As for [`Backend::step`]; only the gradients are looked at.
-    pub(crate) unsafe fn sum_of_squares(&mut self, jobs: &[Job]) -> Result<f64> {
+    #[cfg(feature = "cuda")]
+    pub(crate) fn is_cpu(&self) -> bool {
+        matches!(self, Self::Cpu(_))
+    }
+
+    /// The CPU, for what is asked of no other device.
+    pub(crate) fn cpu(&mut self, what: &str) -> Result<&mut Cpu> {
         match self {
-            // SAFETY: the caller's promise.
-            Self::Cpu(cpu) => unsafe { cpu.sum_of_squares(jobs) },
+            Self::Cpu(cpu) => Ok(cpu),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => fail!(
+                InvalidState,
+                "{what}: the optimizer works on CUDA, with buffers in device memory"
+            ),
         }
     }
 
-    pub(crate) fn cpu_tier(&self) -> CpuTier {
+    /// Refuses a buffer that the device cannot use.
+    pub(crate) fn check_memory(&self, what: &str, start: *const c_void, bytes: u64) -> Result<()> {
         match self {
-            Self::Cpu(cpu) => cpu.tier(),
+            Self::Cpu(_) => {
+                let _ = (what, start, bytes);
+                Ok(())
+            }
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => cuda.check_memory(what, start, bytes),
         }
     }
 
@@ -197,6 +205,8 @@ impl Backend {
     pub(crate) fn scratch_bytes(&self) -> u64 {
         match self {
             Self::Cpu(cpu) => cpu.scratch_bytes(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => cuda.scratch_bytes(),
         }
     }
 }

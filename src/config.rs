@@ -4,6 +4,18 @@ use std::ffi::c_void;
 
 use crate::error::{Result, fail};
 
+/// Where an optimizer's buffers are, and where it works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Device {
+    /// In the host's memory.
+    Cpu,
+    /// In the memory of an NVIDIA GPU. Needs the feature `cuda`.
+    Cuda {
+        /// Which of those that the driver finds, from 0.
+        index: usize,
+    },
+}
+
 /// The element type of a parameter or gradient buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dtype {
@@ -123,6 +135,8 @@ impl ParallelFor {
 /// The settings of an optimizer. [`Options::default`] is what `mofo_options_init` fills in.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// Default [`Device::Cpu`].
+    pub device: Device,
     /// η, finite and at least 0. Default 1e-3.
     pub learning_rate: f64,
     /// β1 in [0, 1). Default 0.9.
@@ -163,6 +177,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            device: Device::Cpu,
             learning_rate: 1e-3,
             beta1: 0.9,
             beta2: 0.999,

@@ -22,6 +22,8 @@ pub enum ErrorKind {
     NotFinite,
     /// The engine's `parallel_for` left tasks out.
     ParallelFor,
+    /// A call of the CUDA driver failed.
+    Cuda,
     /// A defect in the library.
     Internal,
 }

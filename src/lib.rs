@@ -24,11 +24,15 @@ mod backend;
 mod buffer;
 mod config;
 mod cpu;
-#[cfg(feature = "forced-paths")]
-pub use cpu::forced;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod environment;
 mod error;
 pub mod ffi;
+#[cfg(feature = "forced-paths")]
+pub mod forced;
+#[cfg(not(feature = "forced-paths"))]
+mod forced;
 mod memory;
 mod optimizer;
 mod overlap;
@@ -38,10 +42,10 @@ mod tensor;
 
 pub use buffer::{GradRef, ParamMut};
 pub use config::{
-    CpuTier, Dtype, Filter, MAX_THREADS, Options, ParallelFor, ParallelForFunction, Rounding,
-    StateDtype, Task, TensorSpec, WeightDecayScope,
+    CpuTier, Device, Dtype, Filter, MAX_THREADS, Options, ParallelFor, ParallelForFunction,
+    Rounding, StateDtype, Task, TensorSpec, WeightDecayScope,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use optimizer::{Memory, Optimizer, StateSize, TensorState, state_size};
-pub use step::{StepArgs, StepReport, TensorBinding};
+pub use step::{DeviceArgs, StepArgs, StepReport, TensorBinding};
 pub use tensor::Buffers;

@@ -54,8 +54,6 @@ pub(crate) struct Placement {
     offsets: [usize; PARTS],
     /// From the start of the first part to the end of the last.
     bytes: usize,
-    /// Of the parts alone.
-    used: usize,
     /// The parts start at different offsets of a period.
     staggered: bool,
 }
@@ -92,7 +90,6 @@ impl Placement {
             };
             placement.offsets[part] = offset;
             placement.bytes = offset.checked_add(size)?;
-            placement.used += size;
         }
         Some(placement)
     }
@@ -141,11 +138,6 @@ impl StateMemory {
             _memory: memory,
             placement,
         }))
-    }
-
-    /// Bytes of the parts, without the distances between them.
-    pub(crate) fn used(&self) -> usize {
-        self.placement.used
     }
 
     /// The start of a part. Aligned to a cache line.

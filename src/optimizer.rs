@@ -3,17 +3,17 @@
 use std::ffi::{CStr, c_void};
 
 use crate::backend::{Backend, GradientRequest, Job, RandomKeys};
-use crate::config::{CpuTier, Dtype, Options, StateDtype, TensorSpec, step_count};
+use crate::config::{CpuTier, Device, Dtype, Options, StateDtype, TensorSpec, step_count};
 use crate::environment::DefaultEnvironment;
 use crate::error::{Error, ErrorKind, Result, fail};
-use crate::memory::{Placement, try_reserve, try_reserve_one};
+use crate::memory::{try_reserve, try_reserve_one};
 use crate::overlap::{self, Extent};
 use crate::rule::norm;
 use crate::rule::random::hash_name;
 use crate::rule::scalars::{Hyper, Scalars, gradient_factor};
 use crate::rule::select::rank;
 use crate::step::{StepArgs, StepReport, TensorBinding};
-use crate::tensor::{Brought, Buffers, Tensor, state_layout};
+use crate::tensor::{Brought, Buffers, Tensor, allocated_bytes, state_sizes};
 
 /// The Momentum-Filtered Optimizer over a set of tensors.
 ///
@@ -31,6 +31,9 @@ pub struct Optimizer {
     bindings_checked: bool,
     participants: Vec<Participant>,
     jobs: Vec<Job>,
+    /// Participants with α, for CUDA.
+    #[cfg(feature = "cuda")]
+    with_fractions: Vec<(usize, f64)>,
     extents: Vec<(Extent, u64)>,
     #[cfg(test)]
     pub(crate) panics_in_step: bool,
@@ -88,8 +91,10 @@ pub struct TensorState<'a> {
     pub exp_avg_sq: *mut c_void,
     /// The master copy, `numel` elements, or null.
     pub master: *mut f32,
-    /// Each block's threshold in the last step.
+    /// Each block's threshold in the last step; empty on CUDA.
     pub thresholds: &'a [f32],
+    /// Where these thresholds, `num_blocks` of them, lie; on CUDA in device memory.
+    pub thresholds_start: *const f32,
 }
 
 /// The memory that an optimizer holds, in bytes.
@@ -133,23 +138,49 @@ pub struct StateSize {
 pub fn state_size(options: &Options, spec: &TensorSpec<'_>, brought: Brought) -> Result<StateSize> {
     options.validate()?;
     spec.validate()?;
-    let (sizes, placement) = state_layout(options, spec, brought)?;
+    let (sizes, allocated) = state_sizes(options, spec, brought);
+    let (_, allocated) = allocated_bytes(options.device, allocated, spec.num_blocks)?;
+    let scratch = match options.device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda { .. } => crate::cuda::space_bytes(&describe(options, spec)),
+        _ => crate::cpu::scratch_bound(options, spec.numel, spec.num_blocks),
+    };
     Ok(StateSize {
         exp_avg: sizes[0] as u64,
         exp_avg_sq: sizes[1] as u64,
         master: sizes[2] as u64,
-        allocated: allocated_by(spec, &placement),
-        scratch: crate::cpu::scratch_bound(options, spec.numel, spec.num_blocks),
+        allocated: allocated.saturating_add(spec.name.len() as u64 + 1),
+        scratch,
     })
 }
 
-/// Bytes that adding the tensor allocates.
-fn allocated_by(spec: &TensorSpec<'_>, placement: &Placement) -> u64 {
-    let name = spec.name.len() as u64 + 1;
-    let thresholds = spec.num_blocks.saturating_mul(size_of::<f32>() as u64);
-    (placement.allocated() as u64)
-        .saturating_add(thresholds)
-        .saturating_add(name)
+/// A tensor without buffers, as the CUDA backend is told of it.
+#[cfg(feature = "cuda")]
+fn describe(options: &Options, spec: &TensorSpec<'_>) -> crate::cuda::Description {
+    use crate::cuda::{dtype_number, state_dtype_number};
+    let has_master = options.master_weights && spec.param_dtype != Dtype::F32;
+    let entry_bytes = spec.param_dtype.size()
+        + spec.grad_dtype.size()
+        + 2 * options.state_dtype.size()
+        + if has_master { 4 } else { 0 };
+    crate::cuda::Description {
+        record: crate::cuda::Record {
+            numel: spec.numel,
+            block_numel: spec.block_numel(),
+            name_hash: hash_name(spec.name),
+            step_count: spec.step_count,
+            update_fraction: spec.update_fraction.unwrap_or(-1.0),
+            weight_decay: spec.weight_decay.unwrap_or(-1.0),
+            learning_rate_scale: spec.learning_rate_scale,
+            param_dtype: dtype_number(spec.param_dtype),
+            grad_dtype: dtype_number(spec.grad_dtype),
+            state_dtype: state_dtype_number(options.state_dtype),
+            ..crate::cuda::Record::default()
+        },
+        update_fraction: spec.update_fraction.unwrap_or(options.update_fraction),
+        always_everything: spec.update_fraction == Some(1.0),
+        entry_bytes: entry_bytes as u64,
+    }
 }
 
 impl Optimizer {
@@ -169,6 +200,8 @@ impl Optimizer {
             bindings_checked: false,
             participants: Vec::new(),
             jobs: Vec::new(),
+            #[cfg(feature = "cuda")]
+            with_fractions: Vec::new(),
             extents: Vec::new(),
             #[cfg(test)]
             panics_in_step: false,
@@ -216,8 +249,22 @@ impl Optimizer {
             );
         }
         try_reserve_one(&mut self.tensors, "the tensor list")?;
-        let tensor =
-            Tensor::new(&self.options, spec, &buffers).map_err(|error| error.in_tensor(name))?;
+        let tensor = Tensor::new(&self.options, spec, &buffers, &self.backend)
+            .map_err(|error| error.in_tensor(name))?;
+        #[cfg(feature = "cuda")]
+        if let Backend::Cuda(cuda) = &mut self.backend {
+            let mut description = describe(&self.options, spec);
+            let record = &mut description.record;
+            record.param = tensor.param as u64;
+            record.grad = tensor.grad as u64;
+            record.exp_avg = tensor.exp_avg as u64;
+            record.exp_avg_sq = tensor.exp_avg_sq as u64;
+            record.master = tensor.master as u64;
+            record.thresholds = tensor.thresholds as u64;
+            record.master_started = u32::from(tensor.master_started);
+            cuda.add(&description)
+                .map_err(|error| error.in_tensor(name))?;
+        }
         self.tensors.push(Some(tensor));
         self.bindings_checked = false;
         Ok(self.tensors.len() as u64 - 1)
@@ -230,6 +277,10 @@ impl Optimizer {
     /// If there is no tensor of that index.
     pub fn remove_tensor(&mut self, index: u64) -> Result<()> {
         self.tensor(index)?;
+        #[cfg(feature = "cuda")]
+        if let Backend::Cuda(cuda) = &mut self.backend {
+            cuda.remove(index as usize)?;
+        }
         self.tensors[index as usize] = None;
         Ok(())
     }
@@ -271,11 +322,23 @@ impl Optimizer {
         param: *mut c_void,
         grad: *const c_void,
     ) -> Result<()> {
-        let tensor = self.tensor_mut(index)?;
+        let tensor = self.tensor(index)?;
         let (param, grad) = (param.cast(), grad.cast());
-        tensor
-            .check_own_buffers(param, grad)
-            .map_err(|error| error.in_tensor(tensor.name()))?;
+        let check = || {
+            tensor.check_own_buffers(param, grad)?;
+            for extent in tensor.param_and_grad(param, grad) {
+                if let Some(extent) = extent? {
+                    extent.check_memory(&self.backend)?;
+                }
+            }
+            Ok(())
+        };
+        check().map_err(|error: Error| error.in_tensor(tensor.name()))?;
+        #[cfg(feature = "cuda")]
+        if let Backend::Cuda(cuda) = &mut self.backend {
+            cuda.bind(index as usize, param, grad);
+        }
+        let tensor = self.tensor_mut(index)?;
         tensor.param = param;
         tensor.grad = grad;
         self.bindings_checked = false;
@@ -291,30 +354,45 @@ impl Optimizer {
     pub fn set_step_count(&mut self, index: u64, count: u64) -> Result<()> {
         let tensor = self.tensor_mut(index)?;
         step_count(count).map_err(|error| error.in_tensor(tensor.name()))?;
+        #[cfg(feature = "cuda")]
+        if let Backend::Cuda(cuda) = &mut self.backend {
+            cuda.set_step_count(index as usize, count)?;
+        }
+        let tensor = self.tensor_mut(index)?;
         tensor.step_count = count;
         tensor.master_started = count > 0;
         Ok(())
     }
 
-    /// What is kept for a tensor.
+    /// What is kept for a tensor. On CUDA this waits for the steps that were taken, but not for those replayed from a
+    /// graph, which the caller must have waited for.
     ///
     /// # Errors
     ///
-    /// If there is no tensor of that index.
+    /// If there is no tensor of that index, or a step on CUDA has failed.
     pub fn tensor_state(&self, index: u64) -> Result<TensorState<'_>> {
         let tensor = self.tensor(index)?;
         Ok(TensorState {
             name: tensor.c_name(),
             numel: tensor.numel,
             num_blocks: tensor.num_blocks,
-            step_count: tensor.step_count,
+            step_count: match &self.backend {
+                Backend::Cpu(_) => tensor.step_count,
+                #[cfg(feature = "cuda")]
+                Backend::Cuda(cuda) => cuda.step_count(index as usize)?,
+            },
             param_dtype: tensor.param_dtype,
             grad_dtype: tensor.grad_dtype,
             state_dtype: tensor.state_dtype,
             exp_avg: tensor.exp_avg.cast(),
             exp_avg_sq: tensor.exp_avg_sq.cast(),
             master: tensor.master,
-            thresholds: &tensor.thresholds,
+            thresholds: match &self.backend {
+                Backend::Cpu(_) => tensor.host_thresholds(),
+                #[cfg(feature = "cuda")]
+                Backend::Cuda(_) => &[],
+            },
+            thresholds_start: tensor.thresholds.cast::<f32>(),
         })
     }
 
@@ -345,10 +423,20 @@ impl Optimizer {
         memory
     }
 
-    /// The instruction set in use.
+    /// Where the optimizer works.
     #[must_use]
-    pub fn cpu_tier(&self) -> CpuTier {
-        self.backend.cpu_tier()
+    pub fn device(&self) -> Device {
+        self.options.device
+    }
+
+    /// The instruction set in use; `None` on CUDA.
+    #[must_use]
+    pub fn cpu_tier(&self) -> Option<CpuTier> {
+        match &self.backend {
+            Backend::Cpu(cpu) => Some(cpu.tier()),
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(_) => None,
+        }
     }
 
     /// Takes a step of the tensors that are lent here.
@@ -362,17 +450,19 @@ impl Optimizer {
         args: &StepArgs<'_>,
         bindings: &mut [TensorBinding<'_>],
     ) -> Result<StepReport> {
+        self.backend.cpu("lending slices to a step")?;
         self.list_bindings(args, bindings)?;
         // SAFETY: slices are alive, valid, of the tensors' lengths and types (checked in `list_bindings`),
         // and borrowed for this call.
         unsafe { self.step_participants(args, Source::Lent) }
     }
 
-    /// Takes a step of the bound tensors, or of those listed in `args`.
+    /// Takes a step of the bound tensors, or of those listed in `args`. On CUDA, launches it.
     ///
     /// # Safety
     ///
-    /// The bound buffers keep the promise of [`Optimizer::add_tensor_with_buffers`].
+    /// The bound buffers keep the promise of [`Optimizer::add_tensor_with_buffers`]; on CUDA until the step has ended
+    /// on the device.
     ///
     /// # Errors
     ///
@@ -398,9 +488,20 @@ impl Optimizer {
         self.list_bound(args, Purpose::Norm)?;
         let _environment = DefaultEnvironment::enter();
         args.validate()?;
+        #[cfg(feature = "cuda")]
+        if !self.backend.is_cpu() {
+            self.check_for_cuda(args, Purpose::Norm)?;
+            // SAFETY: the caller's promise.
+            return unsafe {
+                self.ask_cuda(args, |cuda, options, request| {
+                    cuda.grad_norm(options, request)
+                })
+            };
+        }
+        args.device.check_is_none()?;
         self.make_jobs(args, Purpose::Norm)?;
         // SAFETY: the caller's promise.
-        let sum = unsafe { self.backend.sum_of_squares(&self.jobs)? };
+        let sum = unsafe { self.backend.cpu("the norm")?.sum_of_squares(&self.jobs)? };
         Ok(norm::norm(sum, args.grad_scale))
     }
 
@@ -419,6 +520,18 @@ impl Optimizer {
         let _environment = DefaultEnvironment::enter();
         args.validate()?;
         self.check_overlaps(source)?;
+        #[cfg(feature = "cuda")]
+        if !self.backend.is_cpu() {
+            self.check_for_cuda(args, Purpose::Step)?;
+            // SAFETY: the caller's promise; null, alignment and overlap were checked, and when the buffers were bound
+            // also that they are in the device's memory.
+            unsafe { self.ask_cuda(args, |cuda, options, request| cuda.step(options, request))? };
+            return Ok(StepReport {
+                entries: self.entries(),
+                ..StepReport::default()
+            });
+        }
+        args.device.check_is_none()?;
         self.make_jobs(args, Purpose::Step)?;
         let request = GradientRequest {
             grad_scale: args.grad_scale,
@@ -427,7 +540,7 @@ impl Optimizer {
             skip_nonfinite: self.options.skip_nonfinite,
         };
         // SAFETY: the caller's promise; null, alignment and overlap were checked.
-        let outcome = unsafe { self.backend.step(&mut self.jobs, &request)? };
+        let outcome = unsafe { self.backend.cpu("a step")?.step(&mut self.jobs, &request)? };
         if !outcome.skipped {
             for participant in &self.participants {
                 if let Some(tensor) = &mut self.tensors[participant.index] {
@@ -438,7 +551,7 @@ impl Optimizer {
         }
         Ok(StepReport {
             grad_norm: outcome.grad_norm,
-            entries: self.jobs.iter().map(|job| job.numel).sum(),
+            entries: self.entries(),
             entries_selected: outcome.entries_selected,
             skipped: outcome.skipped,
             blocks_estimated: outcome.blocks_estimated,
@@ -640,6 +753,81 @@ impl Optimizer {
         Ok(())
     }
 
+    /// Entries of the tensors that take part.
+    fn entries(&self) -> u64 {
+        let tensors = self.participants.iter().map(|one| &self.tensors[one.index]);
+        tensors.flatten().map(|tensor| tensor.numel).sum()
+    }
+
+    /// A tensor's hyper-parameters in this step.
+    fn hyper(&self, args: &StepArgs<'_>, tensor: &Tensor) -> Hyper {
+        let options = &self.options;
+        Hyper {
+            learning_rate: args.learning_rate.unwrap_or(options.learning_rate),
+            learning_rate_scale: tensor.learning_rate_scale,
+            beta1: options.beta1,
+            beta2: options.beta2,
+            epsilon: options.epsilon,
+            weight_decay: tensor.weight_decay.unwrap_or(options.weight_decay),
+        }
+    }
+
+    /// What of a step on CUDA can be refused before it is launched.
+    #[cfg(feature = "cuda")]
+    fn check_for_cuda(&self, args: &StepArgs<'_>, purpose: Purpose) -> Result<()> {
+        gradient_factor(args.grad_scale, 1.0)?;
+        if purpose == Purpose::Norm || !args.device.learning_rate.is_null() {
+            return Ok(());
+        }
+        for participant in &self.participants {
+            if let Some(tensor) = &self.tensors[participant.index] {
+                // The device counts the steps. Of later ones, no scalar is larger.
+                Scalars::new(&self.hyper(args, tensor), tensor.step_count + 1)
+                    .map_err(|error| error.in_tensor(tensor.name()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands the step of `self.participants` to the CUDA backend.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Optimizer::step_participants`], and whatever `ask` asks for.
+    #[cfg(feature = "cuda")]
+    unsafe fn ask_cuda<T>(
+        &mut self,
+        args: &StepArgs<'_>,
+        ask: impl FnOnce(&mut crate::cuda::Cuda, &Options, &crate::cuda::Request<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let default_fraction = args.update_fraction.unwrap_or(self.options.update_fraction);
+        self.with_fractions.clear();
+        try_reserve(
+            &mut self.with_fractions,
+            self.participants.len(),
+            "the work of a step",
+        )?;
+        for participant in &self.participants {
+            if let Some(tensor) = &self.tensors[participant.index] {
+                let fraction = tensor.update_fraction.unwrap_or(default_fraction);
+                self.with_fractions.push((participant.index, fraction));
+            }
+        }
+        let Backend::Cuda(cuda) = &mut self.backend else {
+            fail!(Internal, "the optimizer does not work on CUDA");
+        };
+        let request = crate::cuda::Request {
+            participants: &self.with_fractions,
+            listed: args.tensors.is_some(),
+            learning_rate: args.learning_rate.unwrap_or(self.options.learning_rate),
+            update_fraction: default_fraction,
+            grad_scale: args.grad_scale,
+            grad_norm: args.grad_norm,
+            device: args.device,
+        };
+        ask(cuda, &self.options, &request)
+    }
+
     /// Makes `self.jobs` of `self.participants`.
     fn make_jobs(&mut self, args: &StepArgs<'_>, purpose: Purpose) -> Result<()> {
         // An unusable factor is found here even where clipping would not reach it.
@@ -653,17 +841,10 @@ impl Optimizer {
         let options = &self.options;
         let default_fraction = args.update_fraction.unwrap_or(options.update_fraction);
         for participant in &self.participants {
-            let Some(tensor) = &mut self.tensors[participant.index] else {
+            let Some(tensor) = &self.tensors[participant.index] else {
                 continue;
             };
-            let hyper = Hyper {
-                learning_rate: args.learning_rate.unwrap_or(options.learning_rate),
-                learning_rate_scale: tensor.learning_rate_scale,
-                beta1: options.beta1,
-                beta2: options.beta2,
-                epsilon: options.epsilon,
-                weight_decay: tensor.weight_decay.unwrap_or(options.weight_decay),
-            };
+            let hyper = self.hyper(args, tensor);
             let t = tensor.step_count + 1;
             let scalars = match purpose {
                 Purpose::Norm => Scalars::default(),
@@ -679,7 +860,7 @@ impl Optimizer {
                 exp_avg: tensor.exp_avg,
                 exp_avg_sq: tensor.exp_avg_sq,
                 master: tensor.master,
-                thresholds: tensor.thresholds.as_mut_ptr().cast(),
+                thresholds: tensor.thresholds,
                 param_dtype: tensor.param_dtype,
                 grad_dtype: tensor.grad_dtype,
                 state_dtype: tensor.state_dtype,

@@ -1,7 +1,9 @@
 //! Buffers that overlap.
 
+use std::ffi::c_void;
 use std::fmt;
 
+use crate::backend::Backend;
 use crate::error::{Result, fail};
 
 /// A contiguous buffer of a tensor, as an address range.
@@ -43,6 +45,12 @@ impl Extent {
             what,
             written,
         })
+    }
+
+    /// Refuses a buffer that the device cannot use.
+    pub(crate) fn check_memory(&self, backend: &Backend) -> Result<()> {
+        let bytes = (self.end - self.start) as u64;
+        backend.check_memory(self.what, self.start as *const c_void, bytes)
     }
 
     pub(crate) fn conflicts_with(&self, other: &Self) -> bool {

@@ -1,5 +1,7 @@
 //! What a step is given, and what it reports.
 
+use std::ffi::c_void;
+
 use crate::buffer::{GradRef, ParamMut};
 use crate::config::{at_least_zero, fraction};
 use crate::error::{Result, fail};
@@ -19,6 +21,53 @@ pub struct StepArgs<'a> {
     /// The tensors to step, each at most once; `None` is all. For [`crate::Optimizer::step`], which lists its
     /// tensors itself, it must be `None`.
     pub tensors: Option<&'a [u64]>,
+    /// What only steps on CUDA have; the default is none of it.
+    pub device: DeviceArgs,
+}
+
+/// What is particular to a step on CUDA. For steps on the CPU all pointers must be null.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceArgs {
+    /// The stream to work on, a `CUstream` or `cudaStream_t` of the device's primary context; null is the legacy
+    /// default stream.
+    pub stream: *mut c_void,
+    /// In memory that the device can read: η of this step, in place of `learning_rate`, read when the step runs.
+    pub learning_rate: *const f64,
+    /// Memory that the device can write, for a [`crate::ffi::mofo_step_report`].
+    pub report: *mut c_void,
+    /// Bytes of it; at least 48 if there is any.
+    pub report_size: u64,
+}
+
+impl Default for DeviceArgs {
+    fn default() -> Self {
+        Self {
+            stream: std::ptr::null_mut(),
+            learning_rate: std::ptr::null(),
+            report: std::ptr::null_mut(),
+            report_size: 0,
+        }
+    }
+}
+
+impl DeviceArgs {
+    /// Refuses what the CPU has no use for.
+    pub(crate) fn check_is_none(&self) -> Result<()> {
+        let pointers = [
+            ("stream", self.stream.cast_const()),
+            ("device_learning_rate", self.learning_rate.cast()),
+            ("report", self.report.cast_const()),
+        ];
+        for (what, pointer) in pointers {
+            if !pointer.is_null() {
+                fail!(
+                    InvalidArgument,
+                    "{what} is {pointer:p}; it must be NULL on the CPU"
+                );
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Default for StepArgs<'_> {
@@ -29,6 +78,7 @@ impl Default for StepArgs<'_> {
             grad_scale: 1.0,
             grad_norm: None,
             tensors: None,
+            device: DeviceArgs::default(),
         }
     }
 }
@@ -60,8 +110,9 @@ impl StepArgs<'_> {
     }
 }
 
-/// What a step did.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// What a step did. On CUDA a step has only been launched when the call returns: then everything but `entries` is
+/// unknown here, 0 or `None`, and [`DeviceArgs::report`] is where the device writes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepReport {
     /// The global norm of the gradients, times |grad_scale|, before clipping; `None` where the step had no
     /// use for it.

@@ -2,7 +2,8 @@
 
 use std::ffi::{CStr, c_void};
 
-use crate::config::{Dtype, Options, StateDtype, TensorSpec};
+use crate::backend::Backend;
+use crate::config::{Device, Dtype, Options, StateDtype, TensorSpec};
 use crate::error::{Error, Result, fail};
 use crate::memory::{PARTS, Placement, StateMemory, try_with_capacity};
 use crate::overlap::Extent;
@@ -55,30 +56,51 @@ pub(crate) struct Tensor {
     pub(crate) exp_avg: *mut u8,
     pub(crate) exp_avg_sq: *mut u8,
     pub(crate) master: *mut f32,
-    /// What of the state the library allocated.
-    memory: Option<StateMemory>,
+    /// Each block's threshold in the last step, as bits of a float.
+    pub(crate) thresholds: *mut u32,
+    /// Freed when this is dropped.
+    _memory: TensorMemory,
     state_bytes: [usize; PARTS],
     allocated_state: usize,
+    used_state: usize,
     /// The master copy has been given its values: by a step, or by the caller.
     pub(crate) master_started: bool,
-    pub(crate) thresholds: Vec<f32>,
     /// The last call that this tensor was listed in; to notice one that is listed twice.
     pub(crate) listed_in: u64,
 }
 
 // SAFETY: the pointers are to memory that the caller lends to whichever thread uses the optimizer, or to
-// `memory`.
+// `_memory`.
 unsafe impl Send for Tensor {}
+
+/// What the library allocated for a tensor.
+#[derive(Debug)]
+enum TensorMemory {
+    Host {
+        _state: Option<StateMemory>,
+        _thresholds: Vec<u32>,
+    },
+    #[cfg(feature = "cuda")]
+    Cuda { _all: crate::cuda::Memory },
+}
+
+/// What of a tensor's memory the library allocates, and where it lies.
+struct Allocated {
+    memory: TensorMemory,
+    /// First moment, second moment, master copy; null where the caller brings it, or there is none.
+    parts: [*mut u8; PARTS],
+    thresholds: *mut u32,
+}
 
 /// What of the state the caller brings: first moment, second moment, master copy.
 pub(crate) type Brought = [bool; PARTS];
 
-/// The sizes of a tensor's state, and of the allocation for what the caller does not bring.
-pub(crate) fn state_layout(
+/// The sizes of a tensor's state, and what of it the library allocates.
+pub(crate) fn state_sizes(
     options: &Options,
     spec: &TensorSpec<'_>,
     brought: Brought,
-) -> Result<([usize; PARTS], Placement)> {
+) -> ([usize; PARTS], [usize; PARTS]) {
     let numel = spec.numel as usize;
     let has_master = options.master_weights && spec.param_dtype != Dtype::F32;
     let element = options.state_dtype.size();
@@ -94,20 +116,89 @@ pub(crate) fn state_layout(
             *size = 0;
         }
     }
-    let placement =
-        Placement::new(allocated).ok_or_else(|| Error::out_of_memory("the moments", usize::MAX))?;
-    Ok((sizes, placement))
+    (sizes, allocated)
+}
+
+/// Bytes that are allocated for state of these sizes and for thresholds; the first number is that of the state, with the
+/// distances between its parts.
+pub(crate) fn allocated_bytes(
+    device: Device,
+    allocated: [usize; PARTS],
+    num_blocks: u64,
+) -> Result<(u64, u64)> {
+    let thresholds = num_blocks * size_of::<u32>() as u64;
+    let state = match device {
+        Device::Cpu => place(allocated)?.allocated() as u64,
+        #[cfg(feature = "cuda")]
+        Device::Cuda { .. } => {
+            let [m, v, master] = allocated;
+            crate::cuda::state_bytes([m, v, master, thresholds as usize]) - thresholds
+        }
+        #[cfg(not(feature = "cuda"))]
+        Device::Cuda { .. } => allocated.iter().map(|&size| size as u64).sum(),
+    };
+    Ok((state, state.saturating_add(thresholds)))
+}
+
+fn place(allocated: [usize; PARTS]) -> Result<Placement> {
+    Placement::new(allocated).ok_or_else(|| Error::out_of_memory("the moments", usize::MAX))
+}
+
+impl Allocated {
+    fn new(backend: &Backend, allocated: [usize; PARTS], num_blocks: u64) -> Result<Self> {
+        match backend {
+            Backend::Cpu(_) => {
+                let mut thresholds = try_with_capacity(num_blocks as usize, "the thresholds")?;
+                thresholds.resize(num_blocks as usize, 0);
+                let state = StateMemory::new(place(allocated)?)?;
+                let mut parts = [std::ptr::null_mut(); PARTS];
+                if let Some(memory) = &state {
+                    for (i, part) in parts.iter_mut().enumerate() {
+                        if allocated[i] > 0 {
+                            *part = memory.part(i);
+                        }
+                    }
+                }
+                Ok(Self {
+                    thresholds: thresholds.as_mut_ptr(),
+                    memory: TensorMemory::Host {
+                        _state: state,
+                        _thresholds: thresholds,
+                    },
+                    parts,
+                })
+            }
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(cuda) => {
+                let [m, v, master] = allocated;
+                let thresholds = num_blocks as usize * size_of::<u32>();
+                let (memory, [m, v, master, thresholds]) =
+                    cuda.allocate_state([m, v, master, thresholds])?;
+                Ok(Self {
+                    memory: TensorMemory::Cuda { _all: memory },
+                    parts: [m, v, master],
+                    thresholds: thresholds.cast(),
+                })
+            }
+        }
+    }
 }
 
 impl Tensor {
     /// Checks and allocates.
-    pub(crate) fn new(options: &Options, spec: &TensorSpec<'_>, buffers: &Buffers) -> Result<Self> {
+    pub(crate) fn new(
+        options: &Options,
+        spec: &TensorSpec<'_>,
+        buffers: &Buffers,
+        backend: &Backend,
+    ) -> Result<Self> {
         let brought = [
             !buffers.exp_avg.is_null(),
             !buffers.exp_avg_sq.is_null(),
             !buffers.master.is_null(),
         ];
-        let (state_bytes, placement) = state_layout(options, spec, brought)?;
+        let (state_bytes, allocated) = state_sizes(options, spec, brought);
+        let (allocated_state, _) = allocated_bytes(options.device, allocated, spec.num_blocks)?;
         if brought[2] && state_bytes[2] == 0 {
             fail!(
                 InvalidArgument,
@@ -120,8 +211,6 @@ impl Tensor {
         let mut name = try_with_capacity(spec.name.len() + 1, "the tensor's name")?;
         name.extend_from_slice(spec.name.as_bytes());
         name.push(0);
-        let mut thresholds = try_with_capacity(spec.num_blocks as usize, "the thresholds")?;
-        thresholds.resize(spec.num_blocks as usize, 0.0);
         let mut tensor = Self {
             name,
             name_hash: hash_name(spec.name),
@@ -139,26 +228,36 @@ impl Tensor {
             exp_avg: buffers.exp_avg.cast(),
             exp_avg_sq: buffers.exp_avg_sq.cast(),
             master: buffers.master.cast(),
-            memory: None,
+            thresholds: std::ptr::null_mut(),
+            _memory: TensorMemory::Host {
+                _state: None,
+                _thresholds: Vec::new(),
+            },
             state_bytes,
-            allocated_state: placement.allocated(),
+            allocated_state: allocated_state as usize,
+            used_state: allocated.iter().sum(),
             master_started: brought[2] && spec.step_count > 0,
-            thresholds,
             listed_in: 0,
         };
         tensor.check_own_buffers(tensor.param, tensor.grad)?;
-        if let Some(memory) = StateMemory::new(placement)? {
-            if !brought[0] {
-                tensor.exp_avg = memory.part(0);
+        for extent in tensor.extents(tensor.param, tensor.grad) {
+            if let Some(extent) = extent? {
+                extent.check_memory(backend)?;
             }
-            if !brought[1] {
-                tensor.exp_avg_sq = memory.part(1);
-            }
-            if !brought[2] && state_bytes[2] > 0 {
-                tensor.master = memory.part(2).cast();
-            }
-            tensor.memory = Some(memory);
         }
+        let new = Allocated::new(backend, allocated, spec.num_blocks)?;
+        let [m, v, master] = new.parts;
+        if !brought[0] {
+            tensor.exp_avg = m;
+        }
+        if !brought[1] {
+            tensor.exp_avg_sq = v;
+        }
+        if !brought[2] {
+            tensor.master = master.cast();
+        }
+        tensor.thresholds = new.thresholds;
+        tensor._memory = new.memory;
         Ok(tensor)
     }
 
@@ -188,6 +287,30 @@ impl Tensor {
         Ok(())
     }
 
+    /// The thresholds of a tensor on the CPU.
+    pub(crate) fn host_thresholds(&self) -> &[f32] {
+        match &self._memory {
+            TensorMemory::Host { .. } if !self.thresholds.is_null() => {
+                // SAFETY: `_thresholds` is as long, lives as long as the tensor, and is written through this pointer
+                // alone; all bit patterns are floats.
+                unsafe {
+                    std::slice::from_raw_parts(self.thresholds.cast(), self.num_blocks as usize)
+                }
+            }
+            _ => &[],
+        }
+    }
+
+    /// The address ranges of a parameter and gradient that are not null.
+    pub(crate) fn param_and_grad(
+        &self,
+        param: *const u8,
+        grad: *const u8,
+    ) -> [Result<Option<Extent>>; 2] {
+        let [param, grad, ..] = self.extents(param, grad);
+        [param, grad]
+    }
+
     /// The address ranges of all buffers that are not null, with this parameter and gradient.
     pub(crate) fn extents(&self, param: *const u8, grad: *const u8) -> [Result<Option<Extent>>; 5] {
         let state = self.state_dtype.size();
@@ -209,12 +332,14 @@ impl Tensor {
     /// Bytes of moments and master that the library allocated, and that the caller brought.
     pub(crate) fn state_memory(&self) -> (u64, u64) {
         let total: usize = self.state_bytes.iter().sum();
-        let owned = self.memory.as_ref().map_or(0, StateMemory::used);
-        (self.allocated_state as u64, (total - owned) as u64)
+        (
+            self.allocated_state as u64,
+            (total - self.used_state) as u64,
+        )
     }
 
     /// Bytes of everything else.
     pub(crate) fn bookkeeping(&self) -> u64 {
-        (self.name.capacity() + self.thresholds.capacity() * size_of::<f32>()) as u64
+        (self.name.capacity() as u64) + self.num_blocks * size_of::<u32>() as u64
     }
 }

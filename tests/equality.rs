@@ -3,13 +3,17 @@
 //! CPU tier.
 
 mod common;
+#[cfg(target_os = "linux")]
+mod cuda;
+mod device;
 mod tiers;
+mod toolchain;
 
 use std::rc::Rc;
 
 use common::{Case, Grad, Param, Rng, Tensor, awkward_values, backwards, scattered};
 use mofo::{Dtype, Filter, Options, ParallelFor, Rounding, StateDtype, StepArgs, WeightDecayScope};
-use tiers::tiers;
+use tiers::places;
 
 /// Lengths around the lanes of every tier, the tiles of the loops, the chunk of the norm, and the size
 /// above which the threads share a block.
@@ -61,7 +65,7 @@ fn every_combination_of_types_and_settings() {
                                         steps: 3,
                                         ..Case::default()
                                     }
-                                    .check_in(tiers());
+                                    .check_in(places());
                                 }
                             }
                         }
@@ -93,7 +97,7 @@ fn awkward_lengths_fractions_and_blocks() {
                     steps: 2,
                     ..Case::default()
                 }
-                .check_in(tiers());
+                .check_in(places());
             }
         }
     }
@@ -117,7 +121,7 @@ fn large_blocks_that_threads_share() {
                 steps: 2,
                 ..Case::default()
             }
-            .check_in(tiers());
+            .check_in(places());
         }
     }
 }
@@ -151,7 +155,7 @@ fn ties_zeros_subnormals_infinities_and_nan() {
                         steps: 3,
                         ..Case::default()
                     }
-                    .check_in(tiers());
+                    .check_in(places());
                 }
             }
         }
@@ -199,7 +203,7 @@ fn every_number_of_threads() {
             steps: 3,
             ..Case::default()
         }
-        .check_in(tiers());
+        .check_in(places());
     }
 }
 
@@ -218,8 +222,35 @@ fn the_engines_own_threads() {
                 steps: 2,
                 ..Case::default()
             }
-            .check_in(tiers());
+            .check_in(places());
         }
+    }
+}
+
+#[test]
+fn a_hundred_steps() {
+    for (master_weights, state_dtype) in [(false, StateDtype::F32), (true, StateDtype::BF16)] {
+        let mut tensors: Vec<Tensor> = DTYPES
+            .into_iter()
+            .enumerate()
+            .map(|(i, dtype)| Tensor::random(&i.to_string(), 2500, dtype, dtype, i as u64))
+            .collect();
+        tensors[1].num_blocks = 5;
+        Case {
+            options: Options {
+                master_weights,
+                state_dtype,
+                num_threads: 2,
+                update_fraction: 0.1,
+                max_grad_norm: 0.5,
+                weight_decay: 0.01,
+                ..Options::default()
+            },
+            tensors,
+            steps: 100,
+            ..Case::default()
+        }
+        .check_in(places());
     }
 }
 
@@ -245,7 +276,7 @@ fn subsets_in_any_order() {
             subsets: vec![one.to_vec(), other.to_vec()],
             ..Case::default()
         }
-        .check_in(tiers());
+        .check_in(places());
     }
 }
 
@@ -272,7 +303,7 @@ fn gradients_scaled_clipped_and_with_a_known_norm() {
                     },
                     ..Case::default()
                 }
-                .check_in(tiers());
+                .check_in(places());
             }
         }
     }
@@ -320,5 +351,5 @@ fn the_callers_floating_point_mode_does_not_matter() {
         set(0x1F80);
         assert_eq!(mode & !0x3F, ODD_MODE, "the caller's mode is restored");
     }));
-    case.check_in(tiers());
+    case.check_in(places());
 }

@@ -1,7 +1,11 @@
 //! The golden vectors of `tests/golden`, made with the MoFO authors' code and PyTorch's AdamW, through the C API:
 //! nearly the same values, and exactly the same entries move in every step.
 
+#[cfg(target_os = "linux")]
+mod cuda;
+mod device;
 mod support;
+mod toolchain;
 
 use mofo::ffi::*;
 use serde_json::Value;
@@ -64,12 +68,20 @@ fn every_golden_case_is_run() {
 }
 
 fn run(name: &str) {
+    run_on(MOFO_DEVICE_CPU, name);
+    if device::is_here() {
+        run_on(MOFO_DEVICE_CUDA, name);
+    }
+}
+
+fn run_on(device: i32, name: &str) {
     let file = File::all("golden")
         .into_iter()
         .find(|file| file.name == name)
         .unwrap();
     let case = &file.case;
     let mut options = support::options();
+    options.device = device;
     options.beta1 = number(&case["beta1"]);
     options.beta2 = number(&case["beta2"]);
     options.epsilon = number(&case["epsilon"]);

@@ -1,6 +1,10 @@
 //! What the Rust API does beyond the arithmetic of a step.
 
+#[cfg(target_os = "linux")]
+mod cuda;
+mod device;
 mod tiers;
+mod toolchain;
 
 use std::ffi::c_void;
 

@@ -5,7 +5,11 @@
 //! Needs the feature `forced-paths`, because few gradients take most of these ways.
 
 mod common;
+#[cfg(target_os = "linux")]
+mod cuda;
+mod device;
 mod tiers;
+mod toolchain;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
@@ -15,7 +19,7 @@ use mofo::forced::{Forced, ForcedBracket, force};
 use mofo::{
     Dtype, Filter, Options, ParallelFor, Rounding, StateDtype, StepReport, WeightDecayScope,
 };
-use tiers::tiers;
+use tiers::{Place, places, tiers};
 
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
 /// The type of a parameter, and whether it has a master copy.
@@ -114,6 +118,16 @@ impl Drop for Forcing {
 
 /// Says which case failed: it is one of hundreds.
 fn check(forced: Forced, case: Case) -> Vec<StepReport> {
+    // On CUDA the threads make no difference.
+    if case.options.num_threads == 1 && places().contains(&Place::Cuda) {
+        let mut case = case.clone();
+        Place::Cuda.enter_into(&mut case.options);
+        check_there(forced, case);
+    }
+    check_there(forced, case)
+}
+
+fn check_there(forced: Forced, case: Case) -> Vec<StepReport> {
     let what = format!("{forced:?}, {:?}", case.options);
     let run = AssertUnwindSafe(|| {
         let _forcing = Forcing::start(forced);
@@ -311,6 +325,48 @@ fn estimates_that_are_wrong_are_reported_and_others_are_not() {
         let expected = (estimated(forced, 3), failed);
         assert_eq!(estimates(&check(forced, case)), expected, "{forced:?}");
     }
+}
+
+#[test]
+fn on_cuda_estimates_that_are_wrong_are_reported_and_others_are_not() {
+    if !places().contains(&Place::Cuda) {
+        return;
+    }
+    let run = |forced: Forced, numel: usize, gradients: Gradients, options: Options| {
+        let (weights, grad) = ((Dtype::F32, Weights::Normal), (Dtype::F32, gradients));
+        let mut case = Case {
+            options,
+            tensors: vec![tensor(numel, weights, grad, 3)],
+            steps: 3,
+            ..Case::default()
+        };
+        Place::Cuda.enter_into(&mut case.options);
+        estimates(&check_there(forced, case))
+    };
+    for forced in PATHS {
+        // There is room for some of the notes only.
+        let fails = fails(forced) || forced.bracket == ForcedBracket::Anywhere;
+        let found = run(forced, 9001, Gradients::Normal, on_one_thread());
+        assert_eq!(found, (3, if fails { 3 } else { 0 }), "{forced:?}");
+    }
+    for (gradients, failed) in [
+        (Gradients::AllZero, 0),
+        (Gradients::FewNonzero, 0),
+        (Gradients::AllEqual, 3),
+    ] {
+        let found = run(PATHS[0], 9001, gradients, on_one_thread());
+        assert_eq!(found, (3, failed), "{gradients:?}");
+    }
+    for update_fraction in [0.03, 0.1, 0.5] {
+        let options = Options {
+            update_fraction,
+            ..on_one_thread()
+        };
+        let found = run(Forced::default(), 300_007, Gradients::Normal, options);
+        assert_eq!(found, (3, 0), "{update_fraction}");
+    }
+    let found = run(Forced::default(), 9001, Gradients::Normal, on_one_thread());
+    assert_eq!(found, (0, 0), "small blocks need no estimate");
 }
 
 /// The threshold is zero; what is noted tells as much. Or it is the value of all entries; then there would be too much to

@@ -11,7 +11,6 @@ mod callback;
 mod element;
 mod estimate;
 mod executor;
-pub mod forced;
 mod kernels;
 mod plan;
 mod pool;

@@ -3,11 +3,11 @@
 //! Work is cut by entries over all tensors, so that one huge tensor and a thousand tiny ones both occupy all
 //! threads. The cut never changes a result.
 
-use super::forced;
 use super::tier::keeps_old;
 use crate::backend::Job;
 use crate::config::{Filter, WeightDecayScope};
 use crate::error::Result;
+use crate::forced;
 use crate::memory::try_reserve;
 use crate::rule::norm::CHUNK;
 

@@ -51,7 +51,7 @@ pub(super) unsafe fn threshold(
     };
     // SAFETY: the caller's promise.
     unsafe {
-        if super::forced::current().digits {
+        if crate::forced::current().digits {
             return search.by_digits();
         }
         match search.by_bracket(keys)? {

@@ -24,9 +24,12 @@ pub extern "C" fn mofo_abi_version() -> u32 {
     MOFO_ABI_VERSION
 }
 
-/// 1 if an optimizer for `MOFO_DEVICE_CUDA` can be created in this process, else 0. This build has no CUDA
-/// backend: always 0.
+/// 1 if the CUDA driver is installed and finds a GPU, and this build can use it, so that optimizers for
+/// `MOFO_DEVICE_CUDA` can be created; else 0. Why not is what `mofo_create` says.
 #[unsafe(no_mangle)]
 pub extern "C" fn mofo_cuda_available() -> i32 {
+    #[cfg(feature = "cuda")]
+    return i32::from(std::panic::catch_unwind(crate::cuda::is_available).unwrap_or(false));
+    #[cfg(not(feature = "cuda"))]
     0
 }

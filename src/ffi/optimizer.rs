@@ -124,7 +124,7 @@ pub unsafe extern "C" fn mofo_memory(
     unsafe { with_optimizer(optimizer, ask) }
 }
 
-/// The `MOFO_CPU_TIER_…` that the optimizer uses, or a negative status if `optimizer` is NULL.
+/// The `MOFO_CPU_TIER_…` that the optimizer uses, or a negative status if `optimizer` is NULL or works on CUDA.
 ///
 /// # Safety
 ///
@@ -132,7 +132,15 @@ pub unsafe extern "C" fn mofo_memory(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mofo_cpu_tier(optimizer: *mut mofo_optimizer) -> i32 {
     // SAFETY: the caller's promise about `optimizer`.
-    unsafe { with_optimizer_status(optimizer, |optimizer| Ok(tier_number(optimizer.cpu_tier()))) }
+    unsafe {
+        with_optimizer_status(optimizer, |optimizer| match optimizer.cpu_tier() {
+            Some(tier) => Ok(tier_number(tier)),
+            None => Err(Error::new(
+                ErrorKind::InvalidState,
+                format_args!("the optimizer works on CUDA; only on the CPU has it a tier"),
+            )),
+        })
+    }
 }
 
 /// Runs a call; its error, or a panic, becomes a status and this thread's last error.

@@ -5,7 +5,7 @@ use std::mem::size_of;
 
 use super::structs::{InputStruct, initialise, read};
 use crate::config::{
-    CpuTier, Dtype, Filter, Options, ParallelFor, Rounding, StateDtype, WeightDecayScope,
+    CpuTier, Device, Dtype, Filter, Options, ParallelFor, Rounding, StateDtype, WeightDecayScope,
 };
 use crate::error::{Error, ErrorKind, Result, fail};
 
@@ -75,7 +75,7 @@ pub struct mofo_options {
     pub struct_size: u64,
     /// `MOFO_DEVICE_CPU` (default) or `MOFO_DEVICE_CUDA`.
     pub device: i32,
-    /// Which GPU, from 0. Not looked at on the CPU. Default 0.
+    /// Which GPU, as the CUDA driver counts them, from 0. Not looked at on the CPU. Default 0.
     pub device_index: i32,
     /// Learning rate η: finite, at least 0. Default 1e-3.
     pub learning_rate: f64,
@@ -182,11 +182,18 @@ pub unsafe extern "C" fn mofo_options_init(options: *mut mofo_options, size: u64
 pub(super) unsafe fn read_options(pointer: *const mofo_options) -> Result<Options> {
     // SAFETY: the caller's promise.
     let c = unsafe { read(pointer)? };
-    match c.device {
-        MOFO_DEVICE_CPU => {}
-        MOFO_DEVICE_CUDA => fail!(Unsupported, "this build of mofo has no CUDA backend"),
+    let device = match c.device {
+        MOFO_DEVICE_CPU => Device::Cpu,
+        MOFO_DEVICE_CUDA => match usize::try_from(c.device_index) {
+            Ok(index) => Device::Cuda { index },
+            Err(_) => fail!(
+                InvalidArgument,
+                "device_index is {}; it must be at least 0",
+                c.device_index
+            ),
+        },
         value => return Err(unknown("device", value, "0 (CPU) or 1 (CUDA)")),
-    }
+    };
     let num_threads = usize::try_from(c.num_threads).map_err(|_| {
         Error::new(
             ErrorKind::InvalidArgument,
@@ -212,6 +219,7 @@ pub(super) unsafe fn read_options(pointer: *const mofo_options) -> Result<Option
         }
     });
     Ok(Options {
+        device,
         learning_rate: c.learning_rate,
         beta1: c.beta1,
         beta2: c.beta2,

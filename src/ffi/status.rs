@@ -30,6 +30,9 @@ pub const MOFO_ERROR_UNSUPPORTED: i32 = -6;
 pub const MOFO_ERROR_NOT_FINITE: i32 = -7;
 /// The engine's `parallel_for` returned before it had run every task.
 pub const MOFO_ERROR_PARALLEL_FOR: i32 = -8;
+/// A call of the CUDA driver failed; the message has CUDA's own name and text of it. It may be of an earlier kernel,
+/// of the engine's, that broke the context.
+pub const MOFO_ERROR_CUDA: i32 = -9;
 /// A defect in the library. The optimizer refuses every further call, and a step may have been left half
 /// done; destroy it.
 pub const MOFO_ERROR_INTERNAL: i32 = -100;
@@ -78,6 +81,7 @@ const STATUSES: &[(i32, &CStr, Option<ErrorKind>)] = &[
         c"MOFO_ERROR_PARALLEL_FOR",
         Some(ErrorKind::ParallelFor),
     ),
+    (MOFO_ERROR_CUDA, c"MOFO_ERROR_CUDA", Some(ErrorKind::Cuda)),
     (
         MOFO_ERROR_INTERNAL,
         c"MOFO_ERROR_INTERNAL",

@@ -8,9 +8,10 @@ use super::options::MOFO_INHERIT;
 use super::status::{MOFO_OK, MOFO_SKIPPED};
 use super::structs::{InputStruct, OutputStruct, check_output, check_pointer, initialise, read};
 use super::tensor::unless_inherited;
+use crate::config::Device;
 use crate::error::{Result, fail};
 use crate::optimizer::Optimizer;
-use crate::step::StepArgs;
+use crate::step::{DeviceArgs, StepArgs};
 
 /// What a step did.
 #[repr(C)]
@@ -26,8 +27,11 @@ pub struct mofo_step_report {
     pub entries_selected: u64,
     /// 1 if the step was skipped, else 0.
     pub skipped: i32,
-    /// Zero.
-    pub reserved: i32,
+    /// The step's status. On the CPU that which `mofo_step` returned, if that was not an error: `MOFO_OK` or
+    /// `MOFO_SKIPPED`. On CUDA, where `mofo_step` has returned before the step runs, also what else kept it from being
+    /// taken: `MOFO_ERROR_NOT_FINITE`, or `MOFO_ERROR_INVALID_ARGUMENT` if a step counter was at its end. Nothing but
+    /// the report was changed then.
+    pub status: i32,
     /// Blocks whose threshold was estimated from a sample, and settled after the pass over them.
     pub blocks_estimated: u64,
     /// Those of them whose estimate was wrong, or left so much open that there was no room for it. The result is
@@ -66,19 +70,25 @@ pub struct mofo_step_args {
     pub tensors: *const u64,
     /// How many indices `tensors` has.
     pub num_tensors: u64,
-    /// The CUDA stream to work on. NULL (default) on the CPU.
+    /// The CUDA stream to work on: a CUstream or cudaStream_t of the device's primary context, NULL (default) the
+    /// legacy default stream. NULL on the CPU.
     pub stream: *mut c_void,
-    /// Where to write what the step did, or NULL (default).
+    /// Where to write what the step did, or NULL (default). On CUDA it is the device that writes, when the step has
+    /// run: to device, managed or page-locked memory, which is yours to read after you have waited for the stream.
     pub report: *mut mofo_step_report,
     /// `sizeof *report`; not looked at if `report` is NULL.
     pub report_size: u64,
+    /// CUDA: where in device, managed or page-locked memory η of this step is, in place of `learning_rate`; read when
+    /// the step runs, so that a step captured in a graph can follow a schedule. Not finite or negative: the step is
+    /// not taken (see `mofo_step_report.status`). NULL (default): as `learning_rate` says. NULL on the CPU.
+    pub device_learning_rate: *const f64,
 }
 
-// SAFETY: `repr(C)`, starts with a u64, no padding: 8 × 10 = 80 bytes (asserted below). Integers, floats and
+// SAFETY: `repr(C)`, starts with a u64, no padding: 8 × 11 = 88 bytes (asserted below). Integers, floats and
 // raw pointers have no invalid bit patterns.
 unsafe impl InputStruct for mofo_step_args {
     const NAME: &'static str = "mofo_step_args";
-    const VERSION_1_SIZE: u64 = 80;
+    const VERSION_1_SIZE: u64 = 88;
 
     fn defaults() -> Self {
         Self {
@@ -92,11 +102,12 @@ unsafe impl InputStruct for mofo_step_args {
             stream: std::ptr::null_mut(),
             report: std::ptr::null_mut(),
             report_size: 0,
+            device_learning_rate: std::ptr::null(),
         }
     }
 }
 
-const _: () = assert!(size_of::<mofo_step_args>() == 80);
+const _: () = assert!(size_of::<mofo_step_args>() == 88);
 
 /// Fills `*args` with the defaults; `size` is `sizeof *args`.
 ///
@@ -134,19 +145,28 @@ pub unsafe extern "C" fn mofo_step(
 ) -> i32 {
     let step = |optimizer: &mut Optimizer| {
         // SAFETY: the caller's promise about `args`.
-        let (c, args) = unsafe { read_args(args)? };
+        let (c, mut args) = unsafe { read_args(args)? };
         if !c.report.is_null() {
             check_output(c.report, c.report_size)?;
         }
+        let on_device = optimizer.device() != Device::Cpu;
+        if on_device {
+            args.device.report = c.report.cast();
+            args.device.report_size = c.report_size;
+        }
         // SAFETY: the caller's promise about the bound buffers.
         let report = unsafe { optimizer.step_bound(&args)? };
-        if !c.report.is_null() {
+        if !c.report.is_null() && !on_device {
             let report = mofo_step_report {
                 grad_norm: report.grad_norm.unwrap_or(MOFO_INHERIT),
                 entries: report.entries,
                 entries_selected: report.entries_selected,
                 skipped: i32::from(report.skipped),
-                reserved: 0,
+                status: if report.skipped {
+                    MOFO_SKIPPED
+                } else {
+                    MOFO_OK
+                },
                 blocks_estimated: report.blocks_estimated,
                 estimates_failed: report.estimates_failed,
             };
@@ -205,13 +225,6 @@ unsafe fn read_args<'a>(args: *const mofo_step_args) -> Result<(mofo_step_args, 
         // SAFETY: the caller's promise.
         unsafe { read(args)? }
     };
-    if !c.stream.is_null() {
-        fail!(
-            InvalidArgument,
-            "stream is {:p}; it must be NULL on the CPU",
-            c.stream
-        );
-    }
     let tensors = if c.tensors.is_null() {
         if c.num_tensors != 0 {
             fail!(
@@ -234,12 +247,20 @@ unsafe fn read_args<'a>(args: *const mofo_step_args) -> Result<(mofo_step_args, 
         // readable (the caller's promise).
         Some(unsafe { std::slice::from_raw_parts(c.tensors, c.num_tensors as usize) })
     };
+    if !c.device_learning_rate.is_null() {
+        check_pointer("device_learning_rate", c.device_learning_rate)?;
+    }
     let args = StepArgs {
         learning_rate: unless_inherited(c.learning_rate),
         update_fraction: unless_inherited(c.update_fraction),
         grad_scale: c.grad_scale,
         grad_norm: unless_inherited(c.grad_norm),
         tensors,
+        device: DeviceArgs {
+            stream: c.stream,
+            learning_rate: c.device_learning_rate,
+            ..DeviceArgs::default()
+        },
     };
     Ok((c, args))
 }

@@ -344,7 +344,7 @@ pub unsafe extern "C" fn mofo_tensor_state(
             exp_avg: state.exp_avg.cast(),
             exp_avg_sq: state.exp_avg_sq.cast(),
             master: state.master,
-            thresholds: state.thresholds.as_ptr(),
+            thresholds: state.thresholds_start,
             param_dtype: dtype_number(state.param_dtype),
             grad_dtype: dtype_number(state.grad_dtype),
             state_dtype: state_dtype_number(state.state_dtype),

@@ -637,6 +637,7 @@ static void step_args(struct scene *scene) {
     BAD_ARG(grad_norm, -2.0, "-2", "at least 0");
     BAD_ARG(grad_norm, -INFINITY, "-inf", "at least 0");
     BAD_ARG(stream, (void *)(uintptr_t)8, "0x8", "NULL");
+    BAD_ARG(device_learning_rate, (const double *)(const void *)no_list, "device_learning_rate", "NULL");
     BAD_ARG(num_tensors, 3, "3", "NULL");
     args = default_args();
     CASE("args.tensors misaligned");
@@ -650,8 +651,8 @@ static void step_args(struct scene *scene) {
     CASE("args' struct");
     args = default_args();
     args.struct_size = sizeof args - 8;
-    bad_step(scene, &args, MOFO_ERROR_INVALID_ARGUMENT, SAYS("mofo_step_args", "72", "80"));
-    bad_norm(scene, &args, MOFO_ERROR_INVALID_ARGUMENT, SAYS("mofo_step_args", "72", "80"));
+    bad_step(scene, &args, MOFO_ERROR_INVALID_ARGUMENT, SAYS("mofo_step_args", "80", "88"));
+    bad_norm(scene, &args, MOFO_ERROR_INVALID_ARGUMENT, SAYS("mofo_step_args", "80", "88"));
     args = default_args();
     memcpy(bytes + 4, &args, sizeof args);
     check_refused(mofo_step(scene->optimizer, (mofo_step_args *)(void *)(bytes + 4)),

@@ -1,6 +1,8 @@
 //! Runs steps through the library's Rust API and through the rule, and compares every bit.
 #![allow(dead_code)]
 
+mod device;
+
 use std::ffi::c_void;
 use std::rc::Rc;
 
@@ -10,9 +12,13 @@ use mofo::rule::scalars::{Hyper, gradient_factor};
 use mofo::rule::step::{Setup, StateMut, step};
 use mofo::rule::{convert, norm};
 use mofo::{
-    CpuTier, Dtype, GradRef, Optimizer, Options, ParamMut, StateDtype, StepArgs, StepReport, Task,
+    Device, Dtype, GradRef, Optimizer, Options, ParamMut, StateDtype, StepArgs, StepReport, Task,
     TensorBinding, TensorSpec,
 };
+
+use crate::device::DeviceBuffer;
+use crate::tiers::Place;
+use device::OnDevice;
 
 /// An engine's `parallel_for`: tasks from last to first, on the calling thread.
 pub unsafe extern "C" fn backwards(_: *mut c_void, n: i64, task: Task, task_ctx: *mut c_void) {
@@ -96,6 +102,18 @@ impl Param {
         }
     }
 
+    /// The elements as they lie in memory.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: plain numbers, all of whose bytes may have any value.
+        unsafe {
+            match self {
+                Self::F32(values) => values.align_to_mut::<u8>().1,
+                Self::F16(values) => values.align_to_mut::<u8>().1,
+                Self::BF16(values) => values.align_to_mut::<u8>().1,
+            }
+        }
+    }
+
     fn len(&self) -> usize {
         match self {
             Self::F32(values) => values.len(),
@@ -141,6 +159,18 @@ impl Param {
 }
 
 impl Grad {
+    /// The elements as they lie in memory.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: plain numbers, read as bytes.
+        unsafe {
+            match self {
+                Self::F32(values) => values.align_to::<u8>().1,
+                Self::F16(values) => values.align_to::<u8>().1,
+                Self::BF16(values) => values.align_to::<u8>().1,
+            }
+        }
+    }
+
     fn as_ref(&self) -> GradRef<'_> {
         match self {
             Self::F32(values) => values.into(),
@@ -284,11 +314,11 @@ pub struct Case<'a> {
 }
 
 impl Case<'_> {
-    /// Runs the case in each of these tiers.
-    pub fn check_in(&self, tiers: &[CpuTier]) {
-        for &tier in tiers {
+    /// Runs the case in each of these places.
+    pub fn check_in(&self, places: &[Place]) {
+        for place in places {
             let mut case = self.clone();
-            case.options.cpu_tier = Some(tier);
+            place.enter_into(&mut case.options);
             case.check();
         }
     }
@@ -314,13 +344,16 @@ impl Case<'_> {
             };
             optimizer.add_tensor(&spec).unwrap();
         }
+        let mut on_device =
+            (self.options.device != Device::Cpu).then(|| OnDevice::new(&mut self.tensors));
         if self.subsets.is_empty() {
             self.subsets.push((0..self.tensors.len()).collect());
         }
         let mut reports = Vec::new();
         for step in 0..self.steps {
             for subset in self.subsets.clone() {
-                reports.push(self.one_call(&mut optimizer, &mut expected, step, &subset));
+                let device = on_device.as_mut();
+                reports.push(self.one_call(&mut optimizer, device, &mut expected, step, &subset));
             }
             for (index, (tensor, expected)) in self.tensors.iter().zip(&expected).enumerate() {
                 self.compare(&optimizer, index, tensor, expected, step);
@@ -332,6 +365,7 @@ impl Case<'_> {
     fn one_call(
         &mut self,
         optimizer: &mut Optimizer,
+        device: Option<&mut OnDevice>,
         expected: &mut [Reference],
         step: usize,
         subset: &[usize],
@@ -342,6 +376,24 @@ impl Case<'_> {
             let tensor = &self.tensors[index];
             selected += expected[index].step(&self.options, tensor, step, factor);
         }
+        let report = match device {
+            Some(device) => device.step(optimizer, &self.args, &mut self.tensors, step, subset),
+            None => self.step_on_cpu(optimizer, step, subset),
+        };
+        assert!(!report.skipped);
+        assert_eq!(
+            report.entries_selected, selected,
+            "entries selected in step {step}"
+        );
+        report
+    }
+
+    fn step_on_cpu(
+        &mut self,
+        optimizer: &mut Optimizer,
+        step: usize,
+        subset: &[usize],
+    ) -> StepReport {
         let mut bindings = Vec::new();
         for (index, tensor) in self.tensors.iter_mut().enumerate() {
             if subset.contains(&index) {
@@ -361,13 +413,7 @@ impl Case<'_> {
         if let Some(hook) = &self.after_step {
             hook();
         }
-        let report = report.unwrap();
-        assert!(!report.skipped);
-        assert_eq!(
-            report.entries_selected, selected,
-            "entries selected in step {step}"
-        );
-        report
+        report.unwrap()
     }
 
     /// The rule's s: the norm over the subset's tensors in ascending order, and clipping.
@@ -399,12 +445,36 @@ impl Case<'_> {
     ) {
         let state = optimizer.tensor_state(index as u64).unwrap();
         let what = format!(
-            "{} ({} entries) after step {step} in tier {:?}",
+            "{} ({} entries) after step {step} on {:?}, tier {:?}",
             tensor.name,
             tensor.numel(),
+            self.options.device,
             optimizer.cpu_tier()
         );
-        let thresholds: Vec<u32> = state.thresholds.iter().map(|x| x.to_bits()).collect();
+        let numel = tensor.numel();
+        let state_bytes = numel * self.options.state_dtype.size();
+        // On a device, copies of what is there.
+        let fetch = |pointer: *const c_void, bytes: usize| match self.options.device {
+            Device::Cpu => (pointer, None),
+            Device::Cuda { .. } => {
+                let copy = DeviceBuffer::borrowed(pointer as u64, bytes).download();
+                (copy.as_ptr().cast(), Some(copy))
+            }
+        };
+        let (exp_avg, _copy) = fetch(state.exp_avg, state_bytes);
+        let (exp_avg_sq, _copy_sq) = fetch(state.exp_avg_sq, state_bytes);
+        let has_master = !state.master.is_null();
+        let (master_copy, _copy_master) = if has_master {
+            fetch(state.master.cast(), 4 * numel)
+        } else {
+            (std::ptr::null(), None)
+        };
+        let (thresholds, _copy_thresholds) =
+            fetch(state.thresholds_start.cast(), 4 * tensor.num_blocks);
+        // SAFETY: one threshold a block.
+        let thresholds: Vec<u32> =
+            unsafe { std::slice::from_raw_parts(thresholds.cast::<u32>(), tensor.num_blocks) }
+                .to_vec();
         assert!(
             thresholds == expected.thresholds,
             "thresholds of {what}: {:?} {:?} {:?}",
@@ -412,9 +482,9 @@ impl Case<'_> {
             thresholds,
             expected.thresholds
         );
-        assert!(expected.exp_avg.equals(state.exp_avg), "exp_avg of {what}");
+        assert!(expected.exp_avg.equals(exp_avg), "exp_avg of {what}");
         assert!(
-            expected.exp_avg_sq.equals(state.exp_avg_sq),
+            expected.exp_avg_sq.equals(exp_avg_sq),
             "exp_avg_sq of {what}"
         );
         assert!(
@@ -424,7 +494,7 @@ impl Case<'_> {
         assert_eq!(state.master.is_null(), expected.master.is_none());
         if let Some(master) = &expected.master {
             let expected = State::F32(master.clone());
-            assert!(expected.equals(state.master.cast()), "master of {what}");
+            assert!(expected.equals(master_copy), "master of {what}");
         }
         assert_eq!(state.step_count, expected.t);
     }

@@ -10,6 +10,8 @@ use std::mem::size_of;
 
 use mofo::ffi::*;
 
+use crate::device::DeviceBuffer;
+
 /// The elements of a buffer; those of 16 bits as their bit patterns.
 #[derive(Clone, Debug)]
 pub enum Elements {
@@ -69,6 +71,26 @@ impl Elements {
         }
     }
 
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: plain numbers, read as bytes.
+        unsafe {
+            match self {
+                Self::F32(values) => values.align_to::<u8>().1,
+                Self::Half(values) => values.align_to::<u8>().1,
+            }
+        }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: plain numbers, all of whose bytes may have any value.
+        unsafe {
+            match self {
+                Self::F32(values) => values.align_to_mut::<u8>().1,
+                Self::Half(values) => values.align_to_mut::<u8>().1,
+            }
+        }
+    }
+
     fn as_mut_ptr(&mut self) -> *mut c_void {
         match self {
             Self::F32(values) => values.as_mut_ptr().cast(),
@@ -87,8 +109,14 @@ impl Elements {
     ///
     /// # Safety
     ///
-    /// `pointer` points to `numel` readable elements of that type.
-    unsafe fn copy(pointer: *const c_void, numel: usize, dtype: i32) -> Self {
+    /// `pointer` points to `numel` readable elements of that type, on the device or not.
+    unsafe fn copy(pointer: *const c_void, numel: usize, dtype: i32, on_device: bool) -> Self {
+        if on_device {
+            let mut copy = Self::dirty(numel, dtype);
+            DeviceBuffer::borrowed(pointer as u64, copy.bytes().len())
+                .download_into(copy.bytes_mut());
+            return copy;
+        }
         // SAFETY: the caller's promise.
         unsafe {
             if dtype == MOFO_DTYPE_F32 {
@@ -189,6 +217,7 @@ pub struct CallerState {
 pub struct Optimizer {
     handle: *mut mofo_optimizer,
     tensors: Vec<Owned>,
+    on_device: bool,
 }
 
 struct Owned {
@@ -196,6 +225,14 @@ struct Owned {
     param: Elements,
     /// The library holds pointers into these.
     _state: CallerState,
+    device: Option<OnDevice>,
+}
+
+/// A tensor's buffers in device memory: parameter, gradient, and what the library holds pointers into.
+struct OnDevice {
+    param: DeviceBuffer,
+    grad: DeviceBuffer,
+    _state: Vec<DeviceBuffer>,
 }
 
 impl Optimizer {
@@ -212,6 +249,7 @@ impl Optimizer {
         Some(Self {
             handle,
             tensors: Vec::new(),
+            on_device: options.device == MOFO_DEVICE_CUDA,
         })
     }
 
@@ -226,7 +264,16 @@ impl Optimizer {
     ) -> usize {
         let name = CString::new(name).unwrap();
         let mut spec = *settings;
-        let pointer = |elements: &mut Option<Elements>| match elements {
+        let mut copies = Vec::new();
+        let mut pointer = |elements: &mut Option<Elements>| match elements {
+            Some(elements) if self.on_device => {
+                assert_eq!(elements.len(), param.len());
+                let copy = DeviceBuffer::new(elements.bytes().len());
+                copy.upload(elements.bytes());
+                let start = copy.start as *mut c_void;
+                copies.push(copy);
+                start
+            }
             Some(elements) => {
                 assert_eq!(elements.len(), param.len());
                 elements.as_mut_ptr()
@@ -243,10 +290,21 @@ impl Optimizer {
         // long as `self`; the optimizer is alive.
         let status = unsafe { mofo_add_tensor(self.handle, &raw const spec, &raw mut index) };
         expect_ok("mofo_add_tensor", status);
+        let device = self.on_device.then(|| {
+            let buffer = DeviceBuffer::new(param.bytes().len());
+            buffer.upload(param.bytes());
+            OnDevice {
+                param: buffer,
+                // As large as any gradient of that many entries.
+                grad: DeviceBuffer::new(4 * param.len()),
+                _state: copies,
+            }
+        });
         self.tensors.push(Owned {
             index,
             param,
             _state: state,
+            device,
         });
         self.tensors.len() - 1
     }
@@ -266,7 +324,7 @@ impl Optimizer {
             entries: u64::MAX,
             entries_selected: u64::MAX,
             skipped: -1,
-            reserved: -1,
+            status: -1,
             blocks_estimated: u64::MAX,
             estimates_failed: u64::MAX,
         };
@@ -277,9 +335,24 @@ impl Optimizer {
         }
         args.report = &raw mut report;
         args.report_size = size_of::<mofo_step_report>() as u64;
+        let report_on_device = self.on_device.then(|| {
+            let buffer = DeviceBuffer::new(size_of::<mofo_step_report>());
+            args.report = buffer.start as *mut mofo_step_report;
+            buffer
+        });
         // SAFETY: the optimizer and, through `grads` and `self`, the bound buffers are alive; `args` is
         // initialised and its pointers are valid.
-        let status = unsafe { mofo_step(self.handle, &raw const args) };
+        let mut status = unsafe { mofo_step(self.handle, &raw const args) };
+        if let Some(buffer) = report_on_device
+            && status >= 0
+        {
+            assert_eq!(status, MOFO_OK, "a step on CUDA has only been launched");
+            let copy = buffer.download();
+            // SAFETY: the device has written a report there, of plain numbers.
+            report = unsafe { copy.as_ptr().cast::<mofo_step_report>().read() };
+            status = report.status;
+            self.fetch_params();
+        }
         Step {
             status: status_name(status),
             report: (status >= 0).then_some(report),
@@ -320,17 +393,21 @@ impl Optimizer {
         };
         let (numel, num_blocks) = (info.numel as usize, info.num_blocks as usize);
         assert_eq!(numel, self.tensors[position].param.len());
-        // SAFETY: the library says that these pointers are valid for as many elements, and no call on the
-        // optimizer runs.
-        unsafe {
-            State {
-                step_count: info.step_count,
-                thresholds: std::slice::from_raw_parts(info.thresholds, num_blocks).to_vec(),
-                exp_avg: Elements::copy(info.exp_avg, numel, info.state_dtype),
-                exp_avg_sq: Elements::copy(info.exp_avg_sq, numel, info.state_dtype),
-                master: (!info.master.is_null())
-                    .then(|| Elements::copy(info.master.cast(), numel, MOFO_DTYPE_F32)),
-            }
+        let on_device = self.on_device;
+        let copy = |pointer: *const c_void, numel: usize, dtype: i32| {
+            // SAFETY: the library says that these pointers are valid for as many elements, and no call on the
+            // optimizer runs.
+            unsafe { Elements::copy(pointer, numel, dtype, on_device) }
+        };
+        State {
+            step_count: info.step_count,
+            thresholds: copy(info.thresholds.cast(), num_blocks, MOFO_DTYPE_F32)
+                .f32()
+                .to_vec(),
+            exp_avg: copy(info.exp_avg, numel, info.state_dtype),
+            exp_avg_sq: copy(info.exp_avg_sq, numel, info.state_dtype),
+            master: (!info.master.is_null())
+                .then(|| copy(info.master.cast(), numel, MOFO_DTYPE_F32)),
         }
     }
 
@@ -341,21 +418,37 @@ impl Optimizer {
             .collect()
     }
 
+    /// Brings the parameters back from the device.
+    fn fetch_params(&mut self) {
+        for tensor in &mut self.tensors {
+            if let Some(device) = &tensor.device {
+                device.param.download_into(tensor.param.bytes_mut());
+            }
+        }
+    }
+
     fn bind(&mut self, grads: &[Option<Elements>]) {
         assert_eq!(grads.len(), self.tensors.len());
         for (tensor, grad) in self.tensors.iter_mut().zip(grads) {
-            let grad = match grad {
-                Some(grad) => {
+            let param = match &tensor.device {
+                Some(device) => device.param.start as *mut c_void,
+                None => tensor.param.as_mut_ptr(),
+            };
+            let grad = match (grad, &tensor.device) {
+                (Some(grad), Some(device)) => {
+                    assert_eq!(grad.len(), tensor.param.len());
+                    device.grad.upload(grad.bytes());
+                    device.grad.start as *const c_void
+                }
+                (Some(grad), None) => {
                     assert_eq!(grad.len(), tensor.param.len());
                     grad.as_ptr()
                 }
-                None => std::ptr::null(),
+                (None, _) => std::ptr::null(),
             };
             // SAFETY: the optimizer is alive; both buffers hold `numel` elements (asserted) and outlive the
             // next call that reads them, before which they are bound anew.
-            let status = unsafe {
-                mofo_bind_tensor(self.handle, tensor.index, tensor.param.as_mut_ptr(), grad)
-            };
+            let status = unsafe { mofo_bind_tensor(self.handle, tensor.index, param, grad) };
             expect_ok("mofo_bind_tensor", status);
         }
     }

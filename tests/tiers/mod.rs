@@ -1,4 +1,4 @@
-//! Which CPU tiers a test runs in.
+//! Where a test runs: in each CPU tier, and on CUDA.
 
 // Each test program uses a part of it.
 #![allow(dead_code)]
@@ -6,7 +6,36 @@
 use std::io::Write;
 use std::sync::OnceLock;
 
-use mofo::{CpuTier, ErrorKind, Optimizer, Options};
+use mofo::{CpuTier, Device, ErrorKind, Optimizer, Options};
+
+/// A way of running steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Tier(CpuTier),
+    /// The first device.
+    Cuda,
+}
+
+impl Place {
+    pub fn enter_into(self, options: &mut Options) {
+        match self {
+            Self::Tier(tier) => options.cpu_tier = Some(tier),
+            Self::Cuda => options.device = Device::Cuda { index: 0 },
+        }
+    }
+}
+
+/// All tiers, and CUDA: a real device, or the emulated one.
+pub fn places() -> &'static [Place] {
+    static PLACES: OnceLock<Vec<Place>> = OnceLock::new();
+    PLACES.get_or_init(|| {
+        let mut places: Vec<Place> = tiers().iter().map(|&tier| Place::Tier(tier)).collect();
+        if crate::device::is_here() {
+            places.push(Place::Cuda);
+        }
+        places
+    })
+}
 
 /// All tiers that this build and this machine have; the others are named out loud. With `MOFO_REQUIRE_TIERS=1` a
 /// missing one is a failure.

@@ -10,7 +10,6 @@ use super::{
 };
 use crate::backend::Job;
 use crate::cpu::executor::{Executor, Incomplete};
-use crate::cpu::forced::{self, Forced};
 use crate::cpu::kernels::{Bounds, Notes};
 use crate::cpu::runs::{Candidates, kth_of_runs};
 use crate::cpu::sample;
@@ -19,6 +18,7 @@ use crate::cpu::select::Range;
 use crate::cpu::tier::{Kernels, keeps_old};
 use crate::cpu::vector::MAX_LANES;
 use crate::error::Result;
+use crate::forced::{self, Forced};
 
 /// One wave on its way.
 pub(super) struct WaveRun<'a> {

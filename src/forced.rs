@@ -40,7 +40,7 @@ pub enum ForcedBracket {
 
 impl Forced {
     /// How many old values there is room for.
-    pub(super) fn old_capacity(self, usual: usize) -> usize {
+    pub(crate) fn old_capacity(self, usual: usize) -> usize {
         if self.little_room_for_old {
             usual / 2
         } else {
@@ -49,13 +49,13 @@ impl Forced {
     }
 
     /// Whether a bracket is crowded, given what the sample says.
-    pub(super) fn crowded(self, sampled: bool) -> bool {
+    pub(crate) fn crowded(self, sampled: bool) -> bool {
         let usual = sampled && self.bracket == ForcedBracket::Sampled && !self.no_room;
         self.crowded.unwrap_or(usual)
     }
 
     /// The bracket that is used in place of a sampled one.
-    pub(super) fn bracket(self, (low, high): (u32, u32)) -> (u32, u32) {
+    pub(crate) fn bracket(self, (low, high): (u32, u32)) -> (u32, u32) {
         const INFINITE: u32 = crate::rule::convert::INFINITE;
         // Floats, as bits, a factor of two apart.
         const OCTAVE: u32 = 1 << 23;
@@ -91,7 +91,7 @@ pub fn force(forced: Forced) {
 }
 
 /// What the calling thread forces.
-pub(super) fn current() -> Forced {
+pub(crate) fn current() -> Forced {
     #[cfg(feature = "forced-paths")]
     return FORCED.get();
     #[cfg(not(feature = "forced-paths"))]
