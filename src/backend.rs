@@ -7,8 +7,6 @@ use crate::cpu::Cpu;
 #[cfg(feature = "cuda")]
 use crate::cuda::Cuda;
 use crate::error::{Result, fail};
-#[cfg(feature = "cuda")]
-use crate::memory::try_box;
 use crate::rule::random::{Key, Stream};
 use crate::rule::scalars::Scalars;
 
@@ -158,7 +156,7 @@ pub(crate) struct Outcome {
 pub(crate) enum Backend {
     Cpu(Cpu),
     #[cfg(feature = "cuda")]
-    Cuda(Box<Cuda>),
+    Cuda(Cuda),
 }
 
 impl Backend {
@@ -166,7 +164,7 @@ impl Backend {
         match options.device {
             Device::Cpu => Ok(Self::Cpu(Cpu::new(options)?)),
             #[cfg(feature = "cuda")]
-            Device::Cuda { index } => Ok(Self::Cuda(try_box(Cuda::new(index)?)?)),
+            Device::Cuda { index } => Ok(Self::Cuda(Cuda::new(index)?)),
             #[cfg(not(feature = "cuda"))]
             Device::Cuda { .. } => fail!(Unsupported, "this build of mofo has no CUDA backend"),
         }
@@ -178,6 +176,7 @@ impl Backend {
     }
 
     /// The CPU, for what is asked of no other device.
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
     pub(crate) fn cpu(&mut self, what: &str) -> Result<&mut Cpu> {
         match self {
             Self::Cpu(cpu) => Ok(cpu),
@@ -190,12 +189,10 @@ impl Backend {
     }
 
     /// Refuses a buffer that the device cannot use.
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
     pub(crate) fn check_memory(&self, what: &str, start: *const c_void, bytes: u64) -> Result<()> {
         match self {
-            Self::Cpu(_) => {
-                let _ = (what, start, bytes);
-                Ok(())
-            }
+            Self::Cpu(_) => Ok(()),
             #[cfg(feature = "cuda")]
             Self::Cuda(cuda) => cuda.check_memory(what, start, bytes),
         }

@@ -779,12 +779,27 @@ impl Optimizer {
         if purpose == Purpose::Norm || !args.device.learning_rate.is_null() {
             return Ok(());
         }
-        for participant in &self.participants {
-            if let Some(tensor) = &self.tensors[participant.index] {
-                // The device counts the steps. Of later ones, no scalar is larger.
-                Scalars::new(&self.hyper(args, tensor), tensor.step_count + 1)
-                    .map_err(|error| error.in_tensor(tensor.name()))?;
-            }
+        let tensors = || {
+            let all = self.participants.iter().map(|one| &self.tensors[one.index]);
+            all.flatten()
+                .map(|tensor| (tensor, self.hyper(args, tensor)))
+        };
+        // Far from the limit, one look at the extremes is enough.
+        let (mut rate, mut decay) = (0f64, 0f64);
+        for (_, hyper) in tensors() {
+            rate = rate.max(hyper.learning_rate * hyper.learning_rate_scale);
+            decay = decay.max(hyper.weight_decay);
+        }
+        let largest = (rate / (1.0 - self.options.beta1))
+            .max(rate * decay)
+            .max(self.options.epsilon);
+        if largest < f64::from(f32::MAX) / 2.0 {
+            return Ok(());
+        }
+        for (tensor, hyper) in tensors() {
+            // The device counts the steps. Of later ones, no scalar is larger.
+            Scalars::new(&hyper, tensor.step_count + 1)
+                .map_err(|error| error.in_tensor(tensor.name()))?;
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-// What the host and the kernels share. src/cuda/layout.rs has the same structs; their sizes are compared by a test.
+// What the host and the kernels share. src/cuda/layout.rs has the same structs, and the same sizes.
 #pragma once
 
 typedef unsigned char u8;

@@ -121,7 +121,7 @@ __device__ __forceinline__ u32 mix32(u32 x) {
 }
 
 // The keys of the entries whose upper 32 index bits are `high`.
-__device__ __noinline__ Keys keys_of(u64 random, u32 high) {
+__device__ inline Keys keys_of(u64 random, u32 high) {
     u64 z = mix64(random ^ high);
     Keys keys;
     keys.first = (u32)z;
