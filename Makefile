@@ -2,18 +2,25 @@
 #
 #   make            the library: target/release/libmofo.a and the shared library beside it
 #   make demo       fine-tuning on handwritten digits, AdamW against MoFO (DEMO_ARGS="--help" shows its options)
+#   make demo-cuda  the same with the optimizer on an NVIDIA GPU; needs CUDA's cuda.h
 #   make examples   builds every example and runs the small ones
 #   make test       all tests, the examples included
 #   make lint       formatting, clippy, rustdoc and compiler warnings, all of them errors
 #   make fmt        formats the Rust code
 #   make header     writes include/mofo.h from src/ffi
+#   make kernels    compiles the CUDA kernels into src/cuda/kernels/compiled; needs Python and PyPI, but neither CUDA nor a GPU
+#   make kernels-check  whether the compiled kernels are what the compiler makes of the sources
 #   make bench      times the steps of many tensors; takes some minutes (BENCH_ARGS="--help" shows its options, --full measures more)
 #   make bench-failing  steps whose estimated threshold is wrong (BENCH_ARGS="ENTRIES ROUNDS")
 #   make bench-torch  a step against PyTorch's; needs Python with PyTorch (BENCH_ARGS="--help" shows its options)
+#   make bench-cuda  a step on an NVIDIA GPU against PyTorch's (BENCH_ARGS="--help" shows its options)
+#   make emulated-cuda  the CUDA driver that the tests emulate: LD_LIBRARY_PATH=build/emulated-cuda runs programs on it
+#   make gpu-bundle  build/gpu-bundle/: tests and benchmark for a machine with an NVIDIA GPU, without Rust or network
 #   make sanitize   the demo under AddressSanitizer and UndefinedBehaviorSanitizer, a few steps
 #   make valgrind   the demo under valgrind, a few steps
 #   make clean      removes build/ and cargo's target directory
 #
+# CUDA_HOME or CUDA_PATH names the folder that has include/cuda.h, where it is neither /usr/local/cuda nor in CPATH.
 # CC, CXX, CARGO, CFLAGS, CXXFLAGS, CPPFLAGS, LDFLAGS, LDLIBS and CARGO_TARGET_DIR can be set as usual.
 
 CARGO ?= cargo
@@ -30,10 +37,28 @@ NATIVE ?= -march=native
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 LIBRARY := $(TARGET_DIR)/release/libmofo.a
 HEADERS := include/mofo.h include/mofo.hpp
-FINETUNE := examples/c/finetune.c $(wildcard examples/c/finetune/*.c)
+FINETUNE_PARTS := $(wildcard examples/c/finetune/*.c)
+FINETUNE := examples/c/finetune.c $(FINETUNE_PARTS)
+FINETUNE_CUDA := examples/c/finetune_cuda.c $(FINETUNE_PARTS)
 FINETUNE_HEADERS := $(wildcard examples/c/finetune/*.h)
 BENCH := benches/bench.cpp $(wildcard benches/bench/*.cpp)
 BENCH_HEADERS := benches/adamw.h $(wildcard benches/bench/*.hpp)
+
+# CUDA's header, and something to link with: NVIDIA's library or stub or, where there is none, the emulated driver.
+CUDA_FOLDERS := $(CUDA_HOME) $(CUDA_PATH) /usr/local/cuda
+CUDA_INCLUDES := $(addsuffix /include,$(CUDA_FOLDERS)) $(subst :, ,$(CPATH)) /usr/include
+CUDA_HEADER := $(firstword $(wildcard $(addsuffix /cuda.h,$(CUDA_INCLUDES))))
+CUDA_LIBRARIES := $(addsuffix /lib64/stubs,$(CUDA_FOLDERS)) $(addsuffix /lib/stubs,$(CUDA_FOLDERS)) \
+    /usr/lib/x86_64-linux-gnu /usr/lib/aarch64-linux-gnu /usr/lib64
+CUDA_LIBRARY := $(firstword $(wildcard $(addsuffix /libcuda.so,$(CUDA_LIBRARIES))) build/emulated-cuda/libcuda.so)
+NO_CUDA_HEADER := no cuda.h; CUDA_HOME can name the folder of a CUDA toolkit
+
+EMULATED := $(wildcard tests/cuda/driver/*.cpp)
+EMULATED_INPUTS := $(EMULATED) $(wildcard tests/cuda/driver/*.h*) tests/c/cuda_driver.h $(wildcard src/cuda/kernels/*)
+# Those of tests/cuda/mod.rs.
+EMULATED_FLAGS := -std=c++17 -O2 -g -ffp-contract=off -fPIC -fvisibility=hidden -Wno-unknown-pragmas \
+    -fsanitize=alignment -fsanitize-undefined-trap-on-error \
+    -DMOFO_KERNELS_SOURCE='"$(CURDIR)/src/cuda/kernels/mofo.cu"' -Itests/cuda/driver -Itests/c
 
 # No fused multiply-add in the demo, so that it prints the same numbers with gcc and clang and with every -march.
 C11 := -std=c11 -ffp-contract=off -Iinclude
@@ -42,7 +67,8 @@ CPP17 := -std=c++17 -Iinclude
 WARNINGS := -Wall -Wextra -Werror -pedantic
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
-.PHONY: all library demo examples test lint fmt header bench bench-failing bench-torch sanitize valgrind clean FORCE
+.PHONY: all library demo demo-cuda examples test lint fmt header kernels kernels-check bench bench-failing bench-torch bench-cuda
+.PHONY: lint-cuda emulated-cuda finetune-cuda gpu-bundle sanitize valgrind clean FORCE
 
 all: library
 
@@ -57,6 +83,20 @@ build:
 
 build/finetune: $(FINETUNE) $(FINETUNE_HEADERS) $(HEADERS) $(LIBRARY) | build
 	$(CC) $(C11) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $(FINETUNE) $(LIBRARY) $(LDLIBS) -o $@
+
+build/finetune-cuda: $(FINETUNE_CUDA) $(FINETUNE_HEADERS) $(HEADERS) $(LIBRARY) $(CUDA_HEADER) $(CUDA_LIBRARY) | build
+	@test -n "$(CUDA_HEADER)" || { echo "$(NO_CUDA_HEADER)" >&2; exit 1; }
+	$(CC) $(C11) $(CPPFLAGS) -isystem $(dir $(CUDA_HEADER)) $(CFLAGS) $(LDFLAGS) $(FINETUNE_CUDA) $(LIBRARY) \
+	    -L$(dir $(CUDA_LIBRARY)) -lcuda $(LDLIBS) -o $@
+
+build/emulated-cuda/libcuda.so.1: $(EMULATED_INPUTS)
+	mkdir -p $(@D)
+	$(CXX) $(EMULATED_FLAGS) $(WARNINGS) -shared -Wl,-soname,libcuda.so.1 $(EMULATED) -lpthread -o $@
+
+build/emulated-cuda/libcuda.so: build/emulated-cuda/libcuda.so.1
+	ln -sf libcuda.so.1 $@
+
+emulated-cuda: build/emulated-cuda/libcuda.so
 
 build/finetune-sanitize: $(FINETUNE) $(FINETUNE_HEADERS) $(HEADERS) $(LIBRARY) | build
 	$(CC) $(C11) $(CPPFLAGS) -O1 -g $(SANITIZERS) $(LDFLAGS) $(FINETUNE) $(LIBRARY) $(LDLIBS) -o $@
@@ -79,7 +119,16 @@ build/bench: $(BENCH) $(BENCH_HEADERS) build/adamw-as-is.o build/adamw-no-math-e
 demo: build/finetune
 	build/finetune $(DEMO_ARGS)
 
-examples: build/finetune build/minimal-c build/minimal-cpp
+# Where the driver itself is missing, the program could not even start.
+demo-cuda: build/finetune-cuda
+	@LD_TRACE_LOADED_OBJECTS=1 $< | grep -q 'libcuda.so.1 => not found' && echo "skipped: no CUDA driver" || \
+	    { echo $< $(DEMO_ARGS); $< $(DEMO_ARGS); }
+
+# For `make examples`, which does without.
+finetune-cuda: $(if $(CUDA_HEADER),build/finetune-cuda)
+	@test -n "$(CUDA_HEADER)" || echo "skipped: finetune_cuda.c: $(NO_CUDA_HEADER)"
+
+examples: build/finetune build/minimal-c build/minimal-cpp finetune-cuda
 	build/minimal-c
 	build/minimal-cpp
 	$(CARGO) run --release --example minimal
@@ -89,22 +138,33 @@ test: examples
 	$(CARGO) test --features forced-paths --test paths
 	build/finetune --smoke
 
-lint:
+lint: $(if $(CUDA_HEADER),lint-cuda)
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) clippy --no-default-features --lib -- -D warnings
 	$(CARGO) clippy --features forced-paths --test paths --bench failing -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
 	for file in $(FINETUNE); do $(CC) $(C11) $(CPPFLAGS) $(WARNINGS) -fsyntax-only $$file || exit 1; done
+	@test -n "$(CUDA_HEADER)" || echo "skipped: finetune_cuda.c: $(NO_CUDA_HEADER)"
 	$(CC) $(C99) $(CPPFLAGS) $(WARNINGS) -fsyntax-only examples/c/minimal.c
 	$(CXX) $(CPP17) $(CPPFLAGS) $(WARNINGS) -fsyntax-only examples/cpp/minimal.cpp
 	$(CC) $(C99) $(CPPFLAGS) $(WARNINGS) -fsyntax-only benches/adamw.c
 	for file in $(BENCH); do $(CXX) $(CPP17) $(CPPFLAGS) $(WARNINGS) -fsyntax-only $$file || exit 1; done
+
+lint-cuda:
+	$(CC) $(C11) $(CPPFLAGS) -isystem $(dir $(CUDA_HEADER)) $(WARNINGS) -fsyntax-only examples/c/finetune_cuda.c
 
 fmt:
 	$(CARGO) fmt
 
 header:
 	MOFO_WRITE_HEADER=1 $(CARGO) test --test header
+
+kernels:
+	$(PYTHON) src/cuda/kernels/compile.py
+
+kernels-check:
+	$(PYTHON) src/cuda/kernels/compile.py --check
 
 bench: build/bench
 	build/bench $(BENCH_ARGS)
@@ -114,6 +174,13 @@ bench-failing:
 
 bench-torch: library
 	$(PYTHON) benches/compare_torch.py --library $(TARGET_DIR)/release/libmofo.so $(BENCH_ARGS)
+
+bench-cuda: library
+	$(PYTHON) benches/compare_torch_cuda.py --library $(TARGET_DIR)/release/libmofo.so $(BENCH_ARGS)
+
+gpu-bundle: build/finetune build/finetune-cuda build/emulated-cuda/libcuda.so
+	CC="$(CC)" CXX="$(CXX)" CARGO="$(CARGO)" TARGET_DIR="$(TARGET_DIR)" FINETUNE="build/finetune build/finetune-cuda" \
+	    tests/bundle/make.sh build/gpu-bundle
 
 sanitize: build/finetune-sanitize
 	build/finetune-sanitize --smoke

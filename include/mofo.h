@@ -15,10 +15,13 @@
  * - Counts, indices and byte figures are uint64_t.
  * - A buffer needs the alignment of its element, no more. Parameters, moments and master copies overlap
  *   nothing; gradients may overlap gradients.
+ * - With MOFO_DEVICE_CUDA all pointers to buffers, and to the report of a step, are to memory that the GPU can reach, and a step
+ *   is launched, not waited for: docs/cuda.md.
  * - An optimizer is used by one thread at a time; different optimizers by different threads freely.
  * - The library never exits, never prints (but for the message of a panic, which is a defect), installs no handlers, and keeps no global state of its own
  *   but each thread's last error. It starts no thread before the first step, and mofo_destroy joins its threads. After fork() the
- *   child's first step starts threads of its own.
+ *   child's first step starts threads of its own. The CUDA driver, which is loaded when it is first asked for and then stays, does
+ *   as it likes.
  */
 
 #ifndef MOFO_H

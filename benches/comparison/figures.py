@@ -1,8 +1,6 @@
 """Medians, ratios and their intervals."""
 
-import math
 import statistics
-from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from .buffers import huge_share
@@ -10,28 +8,10 @@ from .contender import Contender, Optimizer
 from .measure import Times
 from .mofo import Mofo
 from .roster import BASELINE
+from .rounds import median_interval
 
 Record: TypeAlias = dict[str, Any]
 """What JSON can hold."""
-
-
-def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """The interval between two order statistics that holds the median, and its actual confidence.
-
-    It assumes nothing about the distribution. With fewer than six values it is the whole range, at less confidence.
-    """
-    ordered = sorted(values)
-    count = len(ordered)
-
-    def held(skipped: int) -> float:
-        """Probability that the median lies within the values, `skipped` of them left out at either end."""
-        outside: int = 2 * sum(math.comb(count, below) for below in range(skipped + 1))
-        return 1 - outside / (1 << count)
-
-    skipped = 0
-    while 2 * skipped + 2 < count and held(skipped + 1) >= confidence:
-        skipped += 1
-    return ordered[skipped], ordered[count - 1 - skipped], held(skipped)
 
 
 def summarize(contenders: dict[str, Contender], times: dict[str, Times]) -> list[Record]:

@@ -2,7 +2,6 @@
 
 import gc
 import time
-from collections.abc import Iterator
 from ctypes import c_void_p
 from dataclasses import dataclass
 from statistics import median
@@ -11,6 +10,7 @@ from typing import TypeAlias
 from libmofo import Library
 
 from .contender import Contender
+from .rounds import orders
 
 Times: TypeAlias = list[float | None]
 """Seconds a step, in each round; None where a slow contender sat the round out."""
@@ -27,20 +27,6 @@ class Schedule:
     """Steps in a row that make one time, their mean. With more than one, the row starts with a step not timed."""
     pause: float
     """Seconds of rest before each row: threads of the contender before may still be spinning."""
-
-
-def orders(count: int) -> Iterator[list[int]]:
-    """Orders of `count` contenders, rotated from round to round.
-
-    They are the rows of a Williams square, then the same backwards: each contender runs equally often in each place,
-    and equally often after each other one, so that none profits from what its predecessor leaves behind.
-    """
-    first = [(i + 1) // 2 if i % 2 else -(i // 2) for i in range(count)]
-    while True:
-        for backwards in (False, True):
-            for shift in range(max(count, 1)):
-                row = [(place + shift) % count for place in first]
-                yield row[::-1] if backwards else row
 
 
 def slow_turns(slow: list[str], schedule: Schedule) -> list[list[str]]:

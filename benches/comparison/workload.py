@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .buffers import Role, allocate
+from .shapes import TensorSpec, transformer
 
 
 @dataclass(frozen=True)
@@ -40,19 +41,6 @@ TYPES = {
     "bf16": Types(torch.bfloat16, torch.bfloat16, "stochastic"),
 }
 """mofo's types, by the name of the option."""
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """A parameter tensor. One that is not filtered moves as a whole in every step, as under AdamW."""
-
-    name: str
-    numel: int
-    filtered: bool = True
-
-    def selected(self, update_fraction: float) -> int:
-        """How many entries a step moves, ties aside."""
-        return max(1, int(self.numel * update_fraction)) if self.filtered else self.numel
 
 
 @dataclass(frozen=True)
@@ -97,26 +85,6 @@ def gpt2(types: Types) -> Workload:
 def small_gpt2(types: Types) -> Workload:
     """As many tensors as GPT-2 has, each much smaller, and of sizes that are no powers of two."""
     return Workload("small GPT-2", tuple(transformer(5003, 101, 60, 12)), types)
-
-
-def transformer(vocabulary: int, positions: int, width: int, layers: int) -> list[TensorSpec]:
-    """GPT-2's tensors, named as in its published weights. Vectors are not filtered, as in the MoFO authors' code."""
-
-    def linear(name: str, inputs: int, outputs: int) -> list[TensorSpec]:
-        return [TensorSpec(f"{name}.weight", inputs * outputs), TensorSpec(f"{name}.bias", outputs, filtered=False)]
-
-    def norm(name: str) -> list[TensorSpec]:
-        return [TensorSpec(f"{name}.{part}", width, filtered=False) for part in ("weight", "bias")]
-
-    tensors = [TensorSpec("wte.weight", vocabulary * width), TensorSpec("wpe.weight", positions * width)]
-    for layer in range(layers):
-        tensors += norm(f"h.{layer}.ln_1")
-        tensors += linear(f"h.{layer}.attn.c_attn", width, 3 * width)
-        tensors += linear(f"h.{layer}.attn.c_proj", width, width)
-        tensors += norm(f"h.{layer}.ln_2")
-        tensors += linear(f"h.{layer}.mlp.c_fc", width, 4 * width)
-        tensors += linear(f"h.{layer}.mlp.c_proj", 4 * width, width)
-    return tensors + norm("ln_f")
 
 
 def make_parameters(workload: Workload) -> list[Tensor]:

@@ -7,6 +7,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
 use super::Elements;
+use crate::toolchain::root;
 
 /// A file's bytes and its case.
 pub struct File {
@@ -117,9 +118,7 @@ impl File {
 
 /// A directory below `tests`.
 pub fn directory_of(directory: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests")
-        .join(directory)
+    root().join("tests").join(directory)
 }
 
 /// The rows of a tab-separated table below its heading.

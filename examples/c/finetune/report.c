@@ -6,14 +6,12 @@
 #include <stdio.h>
 #include <string.h>
 
-void print_heading(const experiment *e, const dataset *digits) {
-    /* A network of the experiment's kind, only to ask the library what it takes. */
-    mlp net = mlp_new();
-    mofo_optimizer *optimizer = optimizer_for(&net, &adamw, 1e-3, 0, e->threads);
+void print_heading(const experiment *e, const dataset *digits, engine *with) {
+    /* Only to ask the library what it takes. */
+    mofo_optimizer *optimizer = optimizer_for(with, &adamw, 0, e->threads);
     mofo_memory_info memory;
     check(mofo_memory(optimizer, &memory, sizeof memory), "mofo_memory");
     mofo_destroy(optimizer);
-    mlp_free(&net);
 
     printf("mofo %s. Network %d-%d-%d-%d: %d parameters in %d tensors, %.0f KiB of optimizer state.\n", mofo_version(),
            PIXELS, HIDDEN, HIDDEN, CLASSES, PARAMETERS, TENSORS, (double)memory.state / 1024.0);

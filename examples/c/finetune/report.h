@@ -46,7 +46,7 @@ typedef struct {
     uint64_t checksum; /* FNV-1a over the final parameters of all runs */
 } results;
 
-void print_heading(const experiment *e, const dataset *digits);
+void print_heading(const experiment *e, const dataset *digits, engine *with);
 void print_table(const experiment *e, const results *r);
 void print_summary(const experiment *e, const results *r);
 

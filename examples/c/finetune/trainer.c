@@ -13,10 +13,33 @@ void check(int32_t status, const char *call) {
     if (status < 0) fail("%s: %s: %s", call, mofo_status_name(status), mofo_last_error());
 }
 
-mofo_optimizer *optimizer_for(mlp *net, const method *m, double learning_rate, uint64_t seed, int32_t threads) {
+static void nothing_to_bring(engine *self) { (void)self; }
+
+static uint64_t step_on_the_host(engine *self, mofo_optimizer *optimizer, double learning_rate) {
+    (void)self; /* the optimizer works on the network's own buffers */
+    mofo_step_report report;
+    mofo_step_args args;
+    check(mofo_step_args_init(&args, sizeof args), "mofo_step_args_init");
+    args.learning_rate = learning_rate;
+    args.report = &report;
+    args.report_size = sizeof report;
+    check(mofo_step(optimizer, &args), "mofo_step");
+    return report.entries_selected;
+}
+
+engine host_engine(mlp *net) {
+    return (engine){.net = net,
+                    .device = MOFO_DEVICE_CPU,
+                    .params = net->params,
+                    .grads = net->grads,
+                    .start = nothing_to_bring,
+                    .step = step_on_the_host};
+}
+
+mofo_optimizer *optimizer_for(engine *with, const method *m, uint64_t seed, int32_t threads) {
     mofo_options options;
     check(mofo_options_init(&options, sizeof options), "mofo_options_init");
-    options.learning_rate = learning_rate;
+    options.device = with->device;
     options.update_fraction = m->update_fraction;
     options.filter = m->filter;
     options.seed = seed;
@@ -29,8 +52,8 @@ mofo_optimizer *optimizer_for(mlp *net, const method *m, double learning_rate, u
         check(mofo_tensor_init(&tensor, sizeof tensor), "mofo_tensor_init");
         tensor.name = tensors[t].name;
         tensor.numel = tensors[t].numel;
-        tensor.param = net->params + tensors[t].offset;
-        tensor.grad = net->grads + tensors[t].offset;
+        tensor.param = with->params + tensors[t].offset;
+        tensor.grad = with->grads + tensors[t].offset;
         /* The authors of MoFO exempt biases from the filter. */
         if (tensors[t].is_bias) tensor.update_fraction = 1.0;
         uint64_t index;
@@ -58,15 +81,12 @@ static void next_batch(batch_source *source, const dataset *d, float *pixels, un
     }
 }
 
-training_result train(mlp *net, mofo_optimizer *optimizer, const dataset *d, const training_plan *plan) {
+training_result train(engine *with, mofo_optimizer *optimizer, const dataset *d, const training_plan *plan) {
     batch_source source = {rng_for(plan->seed, plan->batches), allocate(d->count, sizeof(size_t)), d->count};
     for (size_t i = 0; i < d->count; i++) source.order[i] = i;
 
-    mofo_step_report report;
-    mofo_step_args args;
-    check(mofo_step_args_init(&args, sizeof args), "mofo_step_args_init");
-    args.report = &report;
-    args.report_size = sizeof report;
+    mlp *net = with->net;
+    with->start(with);
 
     training_result result = {0};
     double loss_sum = 0.0, weight_sum = 0.0, next_progress = 0.0;
@@ -80,11 +100,10 @@ training_result train(mlp *net, mofo_optimizer *optimizer, const dataset *d, con
         mlp_backward(net, BATCH);
 
         double before = seconds_now();
-        check(mofo_step(optimizer, &args), "mofo_step");
+        entries_moved += with->step(with, optimizer, plan->learning_rate);
         double after = seconds_now();
         result.optimizer_seconds += after - before;
         result.steps++;
-        entries_moved += report.entries_selected;
 
         loss_sum = LOSS_DECAY * loss_sum + loss;
         weight_sum = LOSS_DECAY * weight_sum + 1.0;

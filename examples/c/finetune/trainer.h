@@ -27,10 +27,31 @@ extern const method adamw;
 /* Ends the program with the library's message if a call of the library failed. */
 void check(int32_t status, const char *call);
 
-/* An optimizer of all tensors of the network, working on the network's own buffers. */
-mofo_optimizer *optimizer_for(mlp *net, const method *m, double learning_rate, uint64_t seed, int32_t threads);
+/*
+ * A training engine, as far as the optimizer is concerned. Forward and backward run on the network's buffers; the
+ * optimizer works on those of its device, which on the CPU are the same.
+ */
+typedef struct engine engine;
+struct engine {
+    mlp *net;
+    int32_t device; /* MOFO_DEVICE_CPU or MOFO_DEVICE_CUDA */
+    float *params;  /* PARAMETERS entries in the device's memory */
+    float *grads;   /* likewise */
+
+    /* Brings the network's parameters to the device: before a run. */
+    void (*start)(engine *self);
+
+    /* Takes a step with the network's gradients, brings the parameters back, and returns how many entries moved. */
+    uint64_t (*step)(engine *self, mofo_optimizer *optimizer, double learning_rate);
+};
+
+engine host_engine(mlp *net);
+
+/* An optimizer of all tensors of the network, working on the engine's buffers. */
+mofo_optimizer *optimizer_for(engine *with, const method *m, uint64_t seed, int32_t threads);
 
 typedef struct {
+    double learning_rate;
     double target_loss; /* train until the smoothed loss is below it */
     size_t step_limit;  /* but no longer than this */
     uint64_t seed;
@@ -52,6 +73,6 @@ typedef struct {
  * of 0.98 it looks back over some 50 batches. It is divided by 1 - 0.98^t, so that it starts at the first batch's loss
  * and not at zero.
  */
-training_result train(mlp *net, mofo_optimizer *optimizer, const dataset *d, const training_plan *plan);
+training_result train(engine *with, mofo_optimizer *optimizer, const dataset *d, const training_plan *plan);
 
 #endif

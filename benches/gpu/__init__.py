@@ -1,0 +1,1 @@
+"""Parts of `compare_torch_cuda.py`."""
