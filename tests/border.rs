@@ -3,15 +3,22 @@
 //!
 //! They need a Unix: POSIX threads, fork and dlopen.
 //!
+//! Those of the CUDA backend run on the emulated driver of `tests/cuda`, in two orders, and where there is a GPU once more
+//! on the real one.
+//!
 //! - `MOFO_SANITIZE=address,undefined` compiles them with these sanitizers;
 //! - `MOFO_VALGRIND=1` runs them, with shorter loops, under valgrind;
-//! - `MOFO_REQUIRE_TIERS=1` makes a CPU tier that the machine lacks a failure.
+//! - `MOFO_REQUIRE_TIERS=1` makes a CPU tier that the machine lacks a failure;
+//! - `MOFO_REQUIRE_CUDA=1` makes it a failure if there is no GPU.
 
 #![cfg(unix)]
 
+#[cfg(target_os = "linux")]
+mod cuda;
 mod toolchain;
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -54,6 +61,14 @@ programs! {
     cpp_optimizer: "cpp/optimizer.cpp" with shared_library static_library;
     cpp_no_exceptions: "cpp/no_exceptions.cpp" with shared_library static_library;
     cpp_parallel_for: "cpp/parallel_for.cpp" with shared_library static_library;
+    cuda_step: "c/cuda_step.c" with emulated_cuda emulated_cuda_in_reverse real_cuda;
+    cuda_report: "c/cuda_report.c" with emulated_cuda emulated_cuda_in_reverse real_cuda;
+    cuda_graph: "c/cuda_graph.c" with emulated_cuda emulated_cuda_in_reverse real_cuda;
+    cuda_streams: "c/cuda_streams.c" with emulated_cuda emulated_cuda_in_reverse real_cuda;
+    cuda_bad_input: "c/cuda_bad_input.c" with emulated_cuda emulated_cuda_in_reverse real_cuda;
+    cuda_memory: "c/cuda_memory.c" with emulated_cuda real_cuda;
+    cuda_absent: "c/cuda_absent.c" with no_cuda_driver no_cuda_device;
+    cpp_cuda_optimizer: "cpp/cuda_optimizer.cpp" with emulated_cuda emulated_cuda_in_reverse real_cuda;
 }
 
 #[test]
@@ -74,7 +89,7 @@ fn every_program_is_run() {
 
 fn shared_library(name: &str, file: &str) {
     let library = toolchain::shared_library();
-    let program = compile(name, file, "shared", "c99", Some(&library));
+    let program = compile(name, file, "shared", "c99", &[library.into()]);
     execute(Command::new(program));
 }
 
@@ -84,17 +99,136 @@ fn static_library(name: &str, file: &str) {
         return;
     }
     let library = toolchain::static_library();
-    let program = compile(name, file, "static", "c11", Some(&library));
+    let program = compile(name, file, "static", "c11", &[library.into()]);
     execute(Command::new(program));
 }
 
 /// Not linked at all: the program loads the shared library whose path it is given.
 fn loaded_library(name: &str, file: &str) {
-    let program = compile(name, file, "loaded", "c99", None);
+    let program = compile(name, file, "loaded", "c99", &[]);
     let mut command = Command::new(program);
     command.arg(toolchain::shared_library());
     execute(command);
 }
+
+/// The programs of the CUDA backend.
+mod on_cuda {
+    use super::*;
+
+    #[cfg(target_os = "linux")]
+    fn driver() -> Option<PathBuf> {
+        Some(cuda::emulated_driver())
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn driver() -> Option<PathBuf> {
+        None
+    }
+
+    /// Why a program of the CUDA backend is left out.
+    fn left_out() -> Option<&'static str> {
+        if !cfg!(target_os = "linux") {
+            Some("the CUDA driver is emulated on Linux only")
+        } else if !cfg!(feature = "cuda") {
+            Some("this build has no CUDA backend")
+        } else {
+            None
+        }
+    }
+
+    /// A program that is linked with a CUDA driver: the emulated one has what both have.
+    fn linked(name: &str, file: &str, linkage: &str, library: &Path) -> Option<(Command, PathBuf)> {
+        if let Some(why) = left_out() {
+            say_skipped(&format!("{name}: {why}"));
+            return None;
+        }
+        let driver = driver()?;
+        let mut folder = OsString::from("-L");
+        folder.push(&driver);
+        let libraries = [library.into(), folder, "-lcuda".into()];
+        let program = compile(name, file, linkage, "c99", &libraries);
+        Some((Command::new(program), driver))
+    }
+
+    fn emulated(name: &str, file: &str, linkage: &str, library: &Path, order: &str) {
+        if std::env::var_os("MOFO_VALGRIND").is_some() {
+            say_skipped(&format!(
+                "{name}: valgrind does not follow the threads of the emulated device"
+            ));
+            return;
+        }
+        if let Some((mut program, driver)) = linked(name, file, linkage, library) {
+            program
+                .env("LD_LIBRARY_PATH", driver)
+                .env("MOFO_EMULATED_ORDER", order);
+            execute(program);
+        }
+    }
+
+    pub fn emulated_cuda(name: &str, file: &str) {
+        let library = toolchain::shared_library();
+        emulated(name, file, "shared", &library, "");
+    }
+
+    /// With the static library, and from the other end whatever has no order of its own.
+    pub fn emulated_cuda_in_reverse(name: &str, file: &str) {
+        let library = toolchain::static_library();
+        emulated(name, file, "static", &library, "reverse");
+    }
+
+    pub fn real_cuda(name: &str, file: &str) {
+        if mofo::ffi::mofo_cuda_available() == 0 {
+            let required = std::env::var_os("MOFO_REQUIRE_CUDA").is_some_and(|value| value == "1");
+            assert!(!required, "no CUDA device, and MOFO_REQUIRE_CUDA is 1");
+            say_skipped(&format!("{name} on a real GPU: no CUDA device"));
+            return;
+        }
+        let library = toolchain::shared_library();
+        if let Some((mut program, _)) = linked(name, file, "real", &library) {
+            // The driver maps what the sanitizer protects, and keeps what it allocates until the end.
+            let options = "allocator_may_return_null=1:protect_shadow_gap=0:detect_leaks=0";
+            program.env("ASAN_OPTIONS", options);
+            execute(program);
+        }
+    }
+
+    fn absent(name: &str, file: &str, linkage: &str, folder: &Path, reason: &[&str]) {
+        let library = toolchain::shared_library();
+        let mut program = Command::new(compile(name, file, linkage, "c99", &[library.into()]));
+        program
+            .env("LD_LIBRARY_PATH", folder)
+            .env("MOFO_EMULATED_DEVICES", "0");
+        if cfg!(feature = "cuda") {
+            program.args(reason);
+        } else {
+            program.arg("no CUDA backend");
+        }
+        execute(program);
+    }
+
+    /// Files that are no libraries hide the machine's driver.
+    pub fn no_cuda_driver(name: &str, file: &str) {
+        let folder = directory().join("no-cuda-driver");
+        std::fs::create_dir_all(&folder).unwrap();
+        for library in ["libcuda.so", "libcuda.so.1"] {
+            std::fs::write(folder.join(library), "not a library").unwrap();
+        }
+        let reason = ["CUDA driver library", "libcuda.so.1", "not installed"];
+        absent(name, file, "no-driver", &folder, &reason);
+    }
+
+    /// The driver is there, and finds none.
+    pub fn no_cuda_device(name: &str, file: &str) {
+        if let Some(why) = left_out() {
+            say_skipped(&format!("{name}: {why}"));
+        } else if let Some(driver) = driver() {
+            let reason = ["cuInit", "CUDA_ERROR_NO_DEVICE"];
+            absent(name, file, "no-device", &driver, &reason);
+        }
+    }
+}
+
+use on_cuda::{emulated_cuda, emulated_cuda_in_reverse, no_cuda_device, no_cuda_driver, real_cuda};
 
 /// What a program needs besides the flags of all.
 fn extra_flags(file: &str) -> Vec<String> {
@@ -115,16 +249,21 @@ fn extra_flags(file: &str) -> Vec<String> {
     }
 }
 
+/// Where the programs are.
+fn directory() -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("border");
+    std::fs::create_dir_all(&directory).unwrap();
+    directory
+}
+
 fn compile(
     name: &str,
     file: &str,
     linkage: &str,
     c_standard: &str,
-    library: Option<&Path>,
+    libraries: &[OsString],
 ) -> PathBuf {
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("border");
-    std::fs::create_dir_all(&directory).unwrap();
-    let program = directory.join(format!("{name}-{linkage}"));
+    let program = directory().join(format!("{name}-{linkage}"));
     let language = match Path::new(file).extension() {
         Some(extension) if extension == "cpp" => Language::Cpp,
         _ => Language::C,
@@ -148,11 +287,8 @@ fn compile(
         .args(extra_flags(file))
         .arg("-I")
         .arg(root().join("include"))
-        .arg(root().join("tests").join(file));
-    if let Some(library) = library {
-        command.arg(library);
-    }
-    command
+        .arg(root().join("tests").join(file))
+        .args(libraries)
         .args(["-lpthread", "-ldl", "-lm", "-o"])
         .arg(&program);
     toolchain::run(&mut command);
@@ -189,6 +325,11 @@ fn execute(program: Command) {
             ])
             .arg(&path)
             .args(program.get_args())
+            .envs(
+                program
+                    .get_envs()
+                    .filter_map(|(name, value)| Some((name, value?))),
+            )
             .env("MOFO_TEST_QUICK", "1");
         limit *= 4;
     } else {
@@ -197,9 +338,11 @@ fn execute(program: Command) {
     // A file, not a pipe: it needs no reader, and a child of the program that outlives it cannot hold it open.
     let log = path.with_extension("log");
     let output = File::create(&log).unwrap();
-    command
+    if command.get_envs().all(|(name, _)| name != "ASAN_OPTIONS") {
         // The tests ask for more memory than there is, and expect to be told.
-        .env("ASAN_OPTIONS", "allocator_may_return_null=1")
+        command.env("ASAN_OPTIONS", "allocator_may_return_null=1");
+    }
+    command
         .env("UBSAN_OPTIONS", "print_stacktrace=1")
         .stdin(Stdio::null())
         .stdout(output.try_clone().unwrap())
