@@ -3,8 +3,8 @@
 //!
 //! They need a Unix: POSIX threads, fork and dlopen.
 //!
-//! Those of the CUDA backend run on the emulated driver of `tests/cuda`, in two orders, and where there is a GPU once more
-//! on the real one.
+//! Those of the CUDA backend run on the emulated driver of `tests/cuda`, in two orders, and where there is a GPU once
+//! more on the real one.
 //!
 //! - `MOFO_SANITIZE=address,undefined` compiles them with these sanitizers;
 //! - `MOFO_VALGRIND=1` runs them, with shorter loops, under valgrind;
