@@ -153,6 +153,8 @@ pub(crate) struct Outcome {
 
 /// A device.
 #[derive(Debug)]
+// An optimizer has one, and nobody many optimizers.
+#[allow(clippy::large_enum_variant)]
 pub(crate) enum Backend {
     Cpu(Cpu),
     #[cfg(feature = "cuda")]

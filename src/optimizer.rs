@@ -776,6 +776,7 @@ impl Optimizer {
     #[cfg(feature = "cuda")]
     fn check_for_cuda(&self, args: &StepArgs<'_>, purpose: Purpose) -> Result<()> {
         gradient_factor(args.grad_scale, 1.0)?;
+        args.device.validate()?;
         if purpose == Purpose::Norm || !args.device.learning_rate.is_null() {
             return Ok(());
         }
@@ -797,8 +798,8 @@ impl Optimizer {
             return Ok(());
         }
         for (tensor, hyper) in tensors() {
-            // The device counts the steps. Of later ones, no scalar is larger.
-            Scalars::new(&hyper, tensor.step_count + 1)
+            // The device counts the steps. What is too large even in the last one is refused here, the rest there.
+            Scalars::new(&hyper, i64::MAX as u64)
                 .map_err(|error| error.in_tensor(tensor.name()))?;
         }
         Ok(())

@@ -35,7 +35,7 @@ pub struct DeviceArgs {
     pub learning_rate: *const f64,
     /// Memory that the device can write, for a [`crate::ffi::mofo_step_report`].
     pub report: *mut c_void,
-    /// Bytes of it; at least 48 if there is any.
+    /// Bytes of it; from 48 to 4,096 if there is any.
     pub report_size: u64,
 }
 
@@ -51,6 +51,29 @@ impl Default for DeviceArgs {
 }
 
 impl DeviceArgs {
+    /// Refuses a learning rate that is misaligned, and a report of another size than one may have.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn validate(&self) -> Result<()> {
+        if !self.learning_rate.is_aligned() {
+            fail!(
+                InvalidArgument,
+                "device_learning_rate is {:p}; it must be a multiple of 8",
+                self.learning_rate
+            );
+        }
+        let sizes = size_of::<crate::ffi::mofo_step_report>() as u64..=4096;
+        if !self.report.is_null() && !sizes.contains(&self.report_size) {
+            fail!(
+                InvalidArgument,
+                "report_size is {}; it must be from {} to {}",
+                self.report_size,
+                sizes.start(),
+                sizes.end()
+            );
+        }
+        Ok(())
+    }
+
     /// Refuses what the CPU has no use for.
     pub(crate) fn check_is_none(&self) -> Result<()> {
         let pointers = [

@@ -47,6 +47,24 @@ macro_rules! call {
     };
 }
 
+/// Asks about an address; false if the driver knows nothing about it.
+///
+/// # Safety
+///
+/// `value` is writable, and as large as the attribute.
+unsafe fn ask_about(
+    address: u64,
+    attribute: sys::CUpointer_attribute,
+    value: *mut c_void,
+) -> Result<bool> {
+    // SAFETY: the caller's promise; any address may be asked about.
+    match unsafe { sys::cuPointerGetAttribute(value, attribute, address) } {
+        sys::CUresult::CUDA_SUCCESS => Ok(true),
+        sys::CUresult::CUDA_ERROR_INVALID_VALUE => Ok(false),
+        code => Err(error_of("cuPointerGetAttribute", code)),
+    }
+}
+
 /// How many devices there are; an error says why there is none.
 pub(super) fn device_count() -> Result<usize> {
     // SAFETY: loads the driver library, whose initialisers are NVIDIA's.
@@ -56,15 +74,30 @@ pub(super) fn device_count() -> Result<usize> {
             "the CUDA driver library (libcuda.so.1 or nvcuda.dll) is not installed"
         );
     }
-    let mut count = 0;
-    // SAFETY: the library is there (asked above), and the pointer is to a local.
-    unsafe { call!(cuInit(0)).and_then(|()| call!(cuDeviceGetCount(&mut count))) }
-        .map_err(|error| Error::new(ErrorKind::Unsupported, format_args!("{}", error.message())))?;
+    let (mut count, mut version) = (0, 0);
+    // SAFETY: the library is there (asked above), and the pointers are to locals.
+    unsafe {
+        call!(cuInit(0))
+            .and_then(|()| call!(cuDriverGetVersion(&mut version)))
+            .and_then(|()| call!(cuDeviceGetCount(&mut count)))
+    }
+    .map_err(|error| Error::new(ErrorKind::Unsupported, format_args!("{}", error.message())))?;
+    if version < OLDEST_DRIVER {
+        fail!(
+            Unsupported,
+            "the CUDA driver is of CUDA {}.{}; at least 12.0 is needed",
+            version / 1000,
+            version % 1000 / 10
+        );
+    }
     if count <= 0 {
         fail!(Unsupported, "the CUDA driver finds no device");
     }
     Ok(count as usize)
 }
+
+/// As `cuDriverGetVersion` has it: of the compilers of the kernels.
+const OLDEST_DRIVER: c_int = 12_000;
 
 /// A device's primary context.
 #[derive(Debug)]
@@ -135,22 +168,22 @@ impl Context {
         // The first byte and the last: pools may have put a buffer together from several pieces.
         for offset in [0, bytes.saturating_sub(1)] {
             let address = (start as u64).wrapping_add(offset);
-            let ask = |attribute, value: *mut c_uint| {
-                // SAFETY: these attributes are of 4 bytes at most, and any address may be asked about.
-                unsafe { call!(cuPointerGetAttribute(value.cast(), attribute, address)) }
+            let ask = |attribute, value: &mut c_uint| {
+                // SAFETY: these attributes are of 4 bytes at most.
+                unsafe { ask_about(address, attribute, (&raw mut *value).cast()) }
             };
             let (mut memory_type, mut device, mut managed) = (0, 0, 0);
-            if let Err(error) = ask(MEMORY_TYPE, &mut memory_type) {
+            let is_known = ask(MEMORY_TYPE, &mut memory_type)?
+                && ask(DEVICE, &mut device)?
+                && ask(MANAGED, &mut managed)?;
+            if !is_known {
                 fail!(
                     InvalidBuffer,
-                    "{what} is {start:p}, {bytes} bytes; it must be in the memory of CUDA device {}, but the byte at \
-                     offset {offset} is not known to CUDA: {}",
-                    self.device,
-                    error.message()
+                    "{what} is {start:p}, {bytes} bytes; it must be in the memory of CUDA device {}, but CUDA knows \
+                     nothing of the byte at offset {offset} (CUDA_ERROR_INVALID_VALUE)",
+                    self.device
                 );
             }
-            ask(DEVICE, &mut device)?;
-            ask(MANAGED, &mut managed)?;
             if managed & 0xFF == 0
                 && (memory_type != DEVICE_MEMORY || device != self.device as c_uint)
             {
@@ -169,29 +202,26 @@ impl Context {
         Ok(())
     }
 
-    /// Refuses memory that kernels on this device could not write.
-    pub(super) fn check_reachable(&self, what: &str, start: *const c_void) -> Result<()> {
+    /// Where kernels on this device find `bytes` bytes of memory; refuses those that they cannot reach.
+    pub(super) fn reach(&self, what: &str, start: *const c_void, bytes: u64) -> Result<u64> {
         let _current = self.enter()?;
-        let mut address = 0u64;
         let attribute = sys::CUpointer_attribute::CU_POINTER_ATTRIBUTE_DEVICE_POINTER;
-        // SAFETY: this attribute is of 8 bytes, and any address may be asked about.
-        let known = unsafe {
-            call!(cuPointerGetAttribute(
-                (&raw mut address).cast(),
-                attribute,
-                start as u64
-            ))
+        let ask = |offset: u64| {
+            let mut found = 0u64;
+            let address = (start as u64).wrapping_add(offset);
+            // SAFETY: this attribute is of 8 bytes.
+            let is_known = unsafe { ask_about(address, attribute, (&raw mut found).cast())? };
+            Ok(is_known.then_some(found))
         };
-        if let Err(error) = known {
+        let (Some(first), Some(_)) = (ask(0)?, ask(bytes - 1)?) else {
             fail!(
                 InvalidBuffer,
-                "{what} is {start:p}, which device {} cannot reach: {}; on CUDA it must be in device, managed or \
-                 registered memory",
-                self.device,
-                error.message()
+                "{what} is {start:p}, {bytes} bytes, which device {} cannot reach (CUDA_ERROR_INVALID_VALUE); on CUDA \
+                 it must be in device, managed or page-locked memory",
+                self.device
             );
-        }
-        Ok(())
+        };
+        Ok(first)
     }
 
     /// True if work on the stream is being captured. Refuses a stream that is not one of this context.
@@ -201,8 +231,10 @@ impl Context {
         // SAFETY: the pointers are to locals; the stream is the caller's.
         unsafe {
             call!(cuStreamIsCapturing(stream.cast(), &mut status))?;
-            // The two default streams, 1 and 2, are of whichever context is current.
-            if stream as usize > 2 {
+            let captured = status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+            // The two default streams, 1 and 2, are of whichever context is current. To ask anything else about a stream
+            // that is being captured would break the capture off.
+            if stream as usize > 2 && !captured {
                 call!(cuStreamGetCtx(stream.cast(), &mut context))?;
             }
         }

@@ -164,18 +164,19 @@ impl Cuda {
     /// Until the step has ended on the device, the buffers of its tensors are alive, as large as they should be, and
     /// used by nobody else.
     pub(crate) unsafe fn step(&mut self, options: &Options, request: &Request<'_>) -> Result<()> {
-        let device = &request.device;
-        for (what, start) in [
-            ("device_learning_rate", device.learning_rate.cast()),
-            ("report", device.report.cast_const()),
-        ] {
-            if !start.is_null() {
-                self.context.check_reachable(what, start)?;
-            }
-        }
         let needs_sum =
             request.grad_norm.is_none() && (options.max_grad_norm > 0.0 || options.skip_nonfinite);
-        let step = self.step_of(options, request, needs_sum);
+        let mut step = self.step_of(options, request, needs_sum);
+        let device = &request.device;
+        if !device.learning_rate.is_null() {
+            let (start, bytes) = (device.learning_rate.cast(), size_of::<f64>() as u64);
+            step.device_learning_rate = self.context.reach("device_learning_rate", start, bytes)?;
+        }
+        if !device.report.is_null() {
+            let start = device.report.cast_const();
+            step.report = self.context.reach("report", start, device.report_size)?;
+            step.report_size = device.report_size;
+        }
         // SAFETY: the caller's promise.
         unsafe { self.run(&step, request, |cuda| cuda.launch_step(&step, request)) }
     }
@@ -217,9 +218,9 @@ impl Cuda {
             blocks: 0,
             control: 0,
             sums: 0,
-            device_learning_rate: request.device.learning_rate as u64,
-            report: request.device.report as u64,
-            report_size: request.device.report_size,
+            device_learning_rate: 0,
+            report: 0,
+            report_size: 0,
             num_tensors: 0,
             num_blocks: 0,
             seed: options.seed,

@@ -11,7 +11,11 @@ use crate::forced;
 use crate::memory::{try_reserve, try_with_capacity};
 
 /// Blocks up to this size are stepped by one block of threads, threshold and all.
-const WHOLE_BLOCK: u64 = 1 << 18;
+const WHOLE_BLOCK: u64 = 1 << 15;
+/// So are those whose buffers take up to so many bytes, where there are very many of them,
+const MANY_WHOLE_BLOCKS: u64 = 1 << 22;
+/// that is when all work space would be more than this: each of them would take more than its share.
+const FREE_SPACE: u64 = 2 << 20;
 /// Keys of the largest sample.
 const MOST_SAMPLED: u64 = 1 << 17;
 /// Half the width of a bracket, in standard deviations of the estimate, as in `kernels/sample.cu`.
@@ -22,8 +26,10 @@ const OPEN_RESERVE: f64 = 1.5;
 const LOST_SHARE: u64 = 256;
 /// And one of so many places may be taken by a warp, and not used.
 const UNUSED_SHARE: u64 = 256;
-/// The share of a tensor's buffers that its notes may take; all of the work space is to stay below 3 %.
-const MOST_NOTES: f64 = 0.022;
+/// The share of a tensor's buffers that its notes may take; all of the work space is to stay below 3 %, or 16 MiB.
+const MOST_NOTES: f64 = 0.021;
+/// Of tensors that take from `FREE_SPACE`.
+const MOST_FREE_NOTES: f64 = 0.06;
 
 /// A tensor, as the tables are told of it.
 #[derive(Clone, Copy, Debug)]
@@ -68,13 +74,28 @@ struct Space {
 }
 
 impl Space {
-    fn of(description: &Description) -> Self {
+    /// The space of a tensor, where the work space of all others leaves so much of `FREE_SPACE`.
+    fn of(description: &Description, free: u64) -> Self {
+        let small = Self::cut(description, false);
+        if description.always_everything {
+            return small;
+        }
+        let numel = description.record.block_numel;
+        let large = Self::cut(description, true);
+        let is_large = match forced::current().small_block {
+            Some(most) => numel > most,
+            None if is_many(description) => true,
+            None => numel > WHOLE_BLOCK && large.bytes <= free,
+        };
+        if is_large { large } else { small }
+    }
+
+    fn cut(description: &Description, is_large: bool) -> Self {
         let Record {
             numel, block_numel, ..
         } = description.record;
-        let is_large = is_large(description);
         let blocks = if is_large { numel / block_numel } else { 0 };
-        let lines = lines(block_numel);
+        let lines = lines(description);
         let capacity = capacity(description, lines);
         let strips_of_block = layout::strips_of(block_numel);
         let sums = blocks * BLOCK_BYTES as u64;
@@ -93,25 +114,38 @@ impl Space {
     }
 }
 
-/// How many bytes of work space a tensor takes.
+/// How many bytes of work space a tensor takes, if there are few others.
 pub(crate) fn space_bytes(description: &Description) -> u64 {
-    Space::of(description).bytes
+    Space::of(description, FREE_SPACE).bytes
 }
 
-fn is_large(description: &Description) -> bool {
-    let most = forced::current().small_block.unwrap_or(WHOLE_BLOCK);
-    !description.always_everything && description.record.block_numel > most
+/// True if a block's buffers take so many bytes that its share of the work space is enough.
+fn is_many(description: &Description) -> bool {
+    description.record.block_numel > MANY_WHOLE_BLOCKS / description.entry_bytes
+}
+
+/// How many notes about a block its share of the work space has room for.
+fn affordable(description: &Description) -> u64 {
+    let bytes = description.record.block_numel * description.entry_bytes;
+    let share = if is_many(description) {
+        MOST_NOTES
+    } else {
+        MOST_FREE_NOTES
+    };
+    ((bytes as f64 * share) as u64 / 8).max(256)
 }
 
 /// Lines of the sample of a block. With it, keys are in proportion to n^(2/3): then the sample and the entries that it
 /// leaves open, in proportion to n / sqrt(keys), cost about the same.
-fn lines(block_numel: u64) -> u64 {
+fn lines(description: &Description) -> u64 {
+    let block_numel = description.record.block_numel;
     // Entries of a block are noted in 32 bits.
     if block_numel > u64::from(u32::MAX) {
         return 0;
     }
     let keys = (4.0 * (block_numel as f64).powf(2.0 / 3.0)) as u64;
-    2 * (keys.min(MOST_SAMPLED) / (2 * LINE)).max(1)
+    let most = MOST_SAMPLED.min(2 * affordable(description));
+    2 * (keys.min(most) / (2 * LINE)).max(1)
 }
 
 /// How many notes of a block there is room for. The sample lies where the notes will.
@@ -124,10 +158,11 @@ fn capacity(description: &Description, lines: u64) -> u64 {
     let share = description.update_fraction.clamp(0.1, 0.9);
     let open = numel as f64 * 2.0 * SIGMAS * (share * (1.0 - share)).sqrt() / (keys as f64).sqrt();
     let wanted = (OPEN_RESERVE * open) as u64 + numel / LOST_SHARE + numel / UNUSED_SHARE + 256;
-    let bytes = (numel * description.entry_bytes) as f64 * MOST_NOTES;
-    let affordable = bytes as u64 / 8;
     // Notes are counted in 31 bits.
-    wanted.min(affordable.max(256)).max(keys / 2).min(1 << 30)
+    wanted
+        .min(affordable(description))
+        .max(keys / 2)
+        .min(1 << 30)
 }
 
 /// Everything on the device but the tensors' buffers and state.
@@ -146,6 +181,8 @@ pub(super) struct Tables {
     blocks: Memory,
     num_blocks: u64,
     control: Memory,
+    /// Bytes of all spaces.
+    taken: u64,
 }
 
 const FIRST_TENSORS: usize = 256;
@@ -168,13 +205,14 @@ impl Tables {
             blocks: memory(FIRST_BLOCKS * WORD)?,
             num_blocks: 0,
             control: memory(CONTROL_BYTES)?,
+            taken: 0,
         })
     }
 
     /// Adds a tensor at the next index. The device is idle.
     pub(super) fn add(&mut self, description: &Description) -> Result<()> {
         let index = self.records.len();
-        let space = Space::of(description);
+        let space = Space::of(description, FREE_SPACE.saturating_sub(self.taken));
         self.reserve(index + 1, self.num_blocks + space.blocks)?;
         let memory = Memory::zeroed(&self.context, space.bytes.max(1) as usize, "the work space")?;
         let start = memory.start();
@@ -218,6 +256,7 @@ impl Tables {
             chunks: layout::chunks_of(numel),
         });
         self.records.push(record);
+        self.taken += space.bytes;
         self.spaces.push(Some((memory, space)));
         self.unbound.push(false);
         self.num_blocks += space.blocks;
@@ -239,7 +278,9 @@ impl Tables {
         self.num_blocks = pointers.len() as u64;
         self.records[index] = Record::default();
         self.units[index] = Units::default();
-        self.spaces[index] = None;
+        if let Some((_, space)) = self.spaces[index].take() {
+            self.taken -= space.bytes;
+        }
         self.unbound[index] = false;
         Ok(())
     }

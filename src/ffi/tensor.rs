@@ -299,7 +299,13 @@ pub unsafe extern "C" fn mofo_state_size(
         // SAFETY: the caller's promise about `tensor`.
         let c = unsafe { read(tensor)? };
         check_output(sizes, size)?;
-        let spec = tensor_spec("", &c)?;
+        let name = if c.name.is_null() {
+            ""
+        } else {
+            // SAFETY: NUL-terminated, as `tensor` is initialised (the caller's promise).
+            unsafe { read_name("name", c.name)? }
+        };
+        let spec = tensor_spec(name, &c)?;
         let caller = [
             !c.exp_avg.is_null(),
             !c.exp_avg_sq.is_null(),

@@ -219,6 +219,8 @@ CUresult cuStreamQuery(CUstream stream);
 CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned flags);
 CUresult cuStreamGetCtx(CUstream stream, CUcontext *context);
 CUresult cuStreamGetFlags(CUstream stream, unsigned *flags);
+CUresult cuStreamGetPriority(CUstream stream, int *priority);
+CUresult cuStreamGetId(CUstream stream, unsigned long long *id);
 CUresult cuLaunchHostFunc(CUstream stream, CUhostFn function, void *user_data);
 
 CUresult cuEventCreate(CUevent *event, unsigned flags);

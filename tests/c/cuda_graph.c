@@ -79,7 +79,7 @@ static void replayed(void) {
     options.master_weights = 1;
     twins = twins_new(&options);
     twins_add_mixed(twins);
-    twins_add_plain(twins, "large", 262500, 1, MOFO_DTYPE_BF16, MOFO_DTYPE_BF16);
+    twins_add_plain(twins, "large", 349700, 1, MOFO_DTYPE_BF16, MOFO_DTYPE_BF16);
     index = twins->tensors[0].index;
     args.device_learning_rate = rate;
     args.report = twins->report;

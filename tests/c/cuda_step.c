@@ -400,7 +400,7 @@ static void removed(void) {
     twins = twins_new(&options);
     twins_add_mixed(twins);
     twins_add_plain(twins, "large.1", 262200, 1, MOFO_DTYPE_F32, MOFO_DTYPE_F32);
-    twins_add_plain(twins, "large.2", 262300, 1, MOFO_DTYPE_BF16, MOFO_DTYPE_BF16);
+    twins_add_plain(twins, "large.2", 349700, 1, MOFO_DTYPE_BF16, MOFO_DTYPE_BF16);
     CASE("before");
     twins_step(twins, NULL);
     twins_same(twins);

@@ -154,7 +154,7 @@ static void alternating(void) {
     options.learning_rate = 0.05;
     twins = twins_new(&options);
     twins_add_mixed(twins);
-    twins_add_plain(twins, "large", 262200, 1, MOFO_DTYPE_BF16, MOFO_DTYPE_BF16);
+    twins_add_plain(twins, "large", 349700, 1, MOFO_DTYPE_BF16, MOFO_DTYPE_BF16);
     CASE("steps alternate over two streams");
     REQUIRE_CUDA(cuStreamCreate(&streams[0], CU_STREAM_NON_BLOCKING));
     REQUIRE_CUDA(cuStreamCreate(&streams[1], CU_STREAM_NON_BLOCKING));

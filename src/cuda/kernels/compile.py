@@ -28,6 +28,9 @@ ARCHITECTURES = {
     "12.4.127": ["sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "compute_70"],
     "12.9.86": ["sm_100", "sm_120"],
 }
+# Architectures for which the compiler makes the same code as for another one, whose cubin they take. If it no longer does,
+# compiling fails.
+SAME_CODE = {"sm_89": "sm_86"}
 # Every operation of the arithmetic is an IEEE operation on its own: docs/numerics.md.
 OPTIONS = ["--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true"]
 # Says what each kernel takes of registers and memory.
@@ -218,6 +221,20 @@ def kernels_in_cubin(image):
     return names
 
 
+def code_in_cubin(image):
+    """The code of an ELF file, by the names of the sections."""
+    (offset,) = struct.unpack_from("<Q", image, 0x28)
+    size, count, names = struct.unpack_from("<HHH", image, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQI", image, offset + i * size) for i in range(count)]
+    code = {}
+    for section in sections:
+        start = sections[names][4] + section[0]
+        name = image[start : image.index(b"\0", start)].decode()
+        if name.startswith((".text.", ".nv.constant")):
+            code[name] = image[section[4] : section[4] + section[5]]
+    return code
+
+
 def kernels_in_ptx(image):
     return re.findall(r"\.visible \.entry (\w+)\(", image.decode("ascii", "replace"))
 
@@ -312,7 +329,13 @@ def build(sources, architectures, cache, packed_already):
     kernels = kernels_of(sources)
     toolchains = {a: version for version, known in ARCHITECTURES.items() for a in known}
     images, files, resources = {}, {}, {}
-    for architecture, (image, log) in compile_all(sources, architectures, cache).items():
+    compiled = compile_all(sources, architectures, cache)
+    for architecture, other in SAME_CODE.items():
+        if {architecture, other} <= compiled.keys():
+            if code_in_cubin(compiled[architecture][0]) != code_in_cubin(compiled[other][0]):
+                raise Failure(f"the code of {architecture} is not that of {other}: take it out of SAME_CODE, and embed it")
+            del compiled[architecture]
+    for architecture, (image, log) in compiled.items():
         print_log(architecture, log)
         is_ptx = architecture.startswith("compute_")
         found = kernels_in_ptx(image) if is_ptx else kernels_in_cubin(image)
@@ -340,6 +363,7 @@ def build(sources, architectures, cache, packed_already):
         "sources_sha256": hash_of_sources(sources),
         "options": OPTIONS,
         "kernels": kernels,
+        "same_code": SAME_CODE,
         "images": images,
     }
     if resources:
@@ -362,7 +386,8 @@ def differences(sources, folder, manifest):
         found.append("the sources have changed")
     if manifest["options"] != OPTIONS or manifest["kernels"] != kernels_of(sources):
         found.append("options or kernels have changed")
-    expected = {a: f"{PACKAGE} {version}" for version, known in ARCHITECTURES.items() for a in known}
+    toolchains = {a: f"{PACKAGE} {version}" for version, known in ARCHITECTURES.items() for a in known}
+    expected = {a: toolchain for a, toolchain in toolchains.items() if a not in SAME_CODE}
     if {a: about["toolchain"] for a, about in manifest["images"].items()} != expected:
         found.append("architectures or toolchains have changed")
     files = read_compiled(folder)

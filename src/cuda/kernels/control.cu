@@ -326,13 +326,14 @@ extern "C" __global__ __launch_bounds__(THREADS) void mofo_finish(const Step ste
             continue;
         }
         u32 threshold = max(tensor.thresholds[block.index], 1u);
-        Target target = target_of(tensor, step.rounding);
+        Records view(tensor, work);
+        Target target = target_of(view, step.rounding);
         const u32 *keys = block.notes, *entries = keys + block.capacity;
         for (u64 lost = threadIdx.x; lost < block.taken >> 32; lost += blockDim.x) {
             u64 place = block.capacity - 1 - lost;
             u64 entry = block.index * tensor.block_numel + entries[place];
             u32 old = keys[place];
-            if (stored_key(tensor, work, step.filter, entry) < threshold) {
+            if (stored_key(view, step.filter, entry) < threshold) {
                 store_element(target.base, size_of(target.dtype), entry, old);
                 if (tensor.master) {
                     u32 half = narrow_nearest(tensor.param_dtype, float_of(old));

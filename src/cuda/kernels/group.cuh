@@ -1,7 +1,7 @@
 // Groups: the four consecutive entries that a thread loads, steps and stores at a time.
 #pragma once
 
-#include "rule.cuh"
+#include "view.cuh"
 
 // Entries from `first`, a multiple of GROUP; those that count are set in `valid`.
 struct Group {
@@ -12,13 +12,13 @@ struct Group {
 };
 
 // The `number`-th group that reaches into the entries from `start` to `end`; none of its entries may count.
-__device__ __forceinline__ Group group_of(u64 start, u64 end, u64 number, const Work &work) {
+__device__ __forceinline__ Group group_of(u64 start, u64 end, u64 number, bool aligned) {
     Group group;
     group.first = (start / GROUP + number) * GROUP;
     u32 from = start > group.first ? (u32)(start - group.first) : 0;
     u32 to = end > group.first ? (u32)min(end - group.first, (u64)GROUP) : 0;
     group.valid = from < to ? (1u << to) - (1u << from) : 0;
-    group.is_vector = group.valid == (1u << GROUP) - 1 && work.aligned;
+    group.is_vector = group.valid == (1u << GROUP) - 1 && aligned;
     return group;
 }
 
@@ -109,9 +109,10 @@ __device__ __forceinline__ void widen_group(u32 dtype, const u32 (&elements)[GRO
 }
 
 // The keys of the random streams at an entry.
-__device__ __forceinline__ Keys keys_at(const Work &work, u64 entry) {
+template <class View>
+__device__ __forceinline__ Keys keys_at(const View &view, u64 entry) {
     u32 high = (u32)(entry >> 32);
-    return high == 0 ? work.keys : keys_of(work.random, high);
+    return high == 0 ? view.keys() : keys_of(view.random(), high);
 }
 
 // The moments of one entry after this step, as stored; `round` is its random round, needed for bf16 only.
@@ -132,80 +133,85 @@ __device__ __forceinline__ void step_moments(u32 state_dtype, const Scalars &c, 
     }
 }
 
-// The filter's key of an entry, from its stored moments and scaled gradient.
-__device__ __forceinline__ u32 filter_key(u32 filter, const Work &work, u64 entry, float g, float m, float v) {
-    u32 of_momentum = key_of(m);
-    if (filter == MOMENTUM || magnitude(m) >= INFINITE) {
-        return of_momentum;
-    }
+// The key of an entry with a finite moment, by a filter other than the momentum. These are for comparisons, and take up no
+// more room than that.
+__device__ __noinline__ u32 other_key(u32 filter, const Work &work, u64 entry, float g, float m, float v) {
     if (filter == GRADIENT) {
         return key_of(g);
     }
     if (filter == UPDATE) {
         return key_of(update_of(m, v, work.scalars));
     }
-    Keys keys = keys_at(work, entry);
+    Keys keys = keys_of(work.random, (u32)(entry >> 32));
     return key_of(uniform(random_bits(random_round(keys, entry), keys.filter)));
 }
 
+// The filter's key of an entry, from its stored moments and scaled gradient.
+__device__ __forceinline__ u32 filter_key(u32 filter, const Work &work, u64 entry, float g, float m, float v) {
+    return filter == MOMENTUM || magnitude(m) >= INFINITE ? key_of(m) : other_key(filter, work, entry, g, m, v);
+}
+
 // Steps the moments of a group and stores them; leaves gradients (scaled) and stored moments as floats.
-__device__ __forceinline__ void step_group(const Tensor &tensor, const Work &work, const Group &group,
+template <class View>
+__device__ __forceinline__ void step_group(const View &view, const Group &group,
                                            float (&g)[GROUP], float (&m)[GROUP], float (&v)[GROUP]) {
-    u32 state = size_of(tensor.state_dtype);
+    u32 state = size_of(view.state_dtype());
     u32 of_g[GROUP], of_m[GROUP] = {}, of_v[GROUP] = {};
-    load_group(tensor.grad, size_of(tensor.grad_dtype), group, of_g);
-    if (!work.starts_moments) {
-        load_group(tensor.exp_avg, state, group, of_m);
-        load_group(tensor.exp_avg_sq, state, group, of_v);
+    load_group(view.grad(), size_of(view.grad_dtype()), group, of_g);
+    if (!view.starts_moments()) {
+        load_group(view.exp_avg(), state, group, of_m);
+        load_group(view.exp_avg_sq(), state, group, of_v);
     }
-    widen_group(tensor.grad_dtype, of_g, g);
-    widen_group(tensor.state_dtype, of_m, m);
-    widen_group(tensor.state_dtype, of_v, v);
-    Keys keys = keys_at(work, group.first);
+    widen_group(view.grad_dtype(), of_g, g);
+    widen_group(view.state_dtype(), of_m, m);
+    widen_group(view.state_dtype(), of_v, v);
+    Keys keys = keys_at(view, group.first);
 #pragma unroll
     for (u32 i = 0; i < GROUP; i++) {
-        g[i] *= work.scalars.s;
-        u32 round = tensor.state_dtype == F32 ? 0 : random_round(keys, group.first + i);
-        step_moments(tensor.state_dtype, work.scalars, keys, round, g[i], m[i], v[i], of_m[i], of_v[i]);
+        g[i] *= view.scalars().s;
+        u32 round = view.state_dtype() == F32 ? 0 : random_round(keys, group.first + i);
+        step_moments(view.state_dtype(), view.scalars(), keys, round, g[i], m[i], v[i], of_m[i], of_v[i]);
     }
-    store_group(tensor.exp_avg, state, group, group.valid, of_m);
-    store_group(tensor.exp_avg_sq, state, group, group.valid, of_v);
+    store_group(view.exp_avg(), state, group, group.valid, of_m);
+    store_group(view.exp_avg_sq(), state, group, group.valid, of_v);
 }
 
 // Loads what `step_group` left in memory; the gradients only where a filter asks for them.
-__device__ __forceinline__ void load_stepped(const Tensor &tensor, const Work &work, u32 filter, const Group &group,
+template <class View>
+__device__ __forceinline__ void load_stepped(const View &view, u32 filter, const Group &group,
                                              float (&g)[GROUP], float (&m)[GROUP], float (&v)[GROUP]) {
-    u32 state = size_of(tensor.state_dtype);
+    u32 state = size_of(view.state_dtype());
     u32 elements[GROUP];
-    load_group(tensor.exp_avg, state, group, elements);
-    widen_group(tensor.state_dtype, elements, m);
-    load_group(tensor.exp_avg_sq, state, group, elements);
-    widen_group(tensor.state_dtype, elements, v);
+    load_group(view.exp_avg(), state, group, elements);
+    widen_group(view.state_dtype(), elements, m);
+    load_group(view.exp_avg_sq(), state, group, elements);
+    widen_group(view.state_dtype(), elements, v);
 #pragma unroll
     for (u32 i = 0; i < GROUP; i++) {
         g[i] = 0.0f;
     }
     if (filter == GRADIENT) {
-        load_group(tensor.grad, size_of(tensor.grad_dtype), group, elements);
-        widen_group(tensor.grad_dtype, elements, g);
+        load_group(view.grad(), size_of(view.grad_dtype()), group, elements);
+        widen_group(view.grad_dtype(), elements, g);
 #pragma unroll
         for (u32 i = 0; i < GROUP; i++) {
-            g[i] *= work.scalars.s;
+            g[i] *= view.scalars().s;
         }
     }
 }
 
 // The key of one entry whose moments have been stepped and stored.
-__device__ __forceinline__ u32 stored_key(const Tensor &tensor, const Work &work, u32 filter, u64 entry) {
-    u32 state = size_of(tensor.state_dtype);
-    float m = widen(tensor.state_dtype, load_element(tensor.exp_avg, state, entry));
+template <class View>
+__device__ __forceinline__ u32 stored_key(const View &view, u32 filter, u64 entry) {
+    u32 state = size_of(view.state_dtype());
+    float m = widen(view.state_dtype(), load_element(view.exp_avg(), state, entry));
     float g = 0.0f, v = 0.0f;
     if (filter == GRADIENT) {
-        g = widen(tensor.grad_dtype, load_element(tensor.grad, size_of(tensor.grad_dtype), entry)) * work.scalars.s;
+        g = widen(view.grad_dtype(), load_element(view.grad(), size_of(view.grad_dtype()), entry)) * view.scalars().s;
     } else if (filter == UPDATE) {
-        v = widen(tensor.state_dtype, load_element(tensor.exp_avg_sq, state, entry));
+        v = widen(view.state_dtype(), load_element(view.exp_avg_sq(), state, entry));
     }
-    return filter_key(filter, work, entry, g, m, v);
+    return filter_key(filter, view.work(), entry, g, m, v);
 }
 
 // What moves is the master copy where there is one, which is f32, else the parameter.
@@ -215,10 +221,11 @@ struct Target {
     bool stochastic;
 };
 
-__device__ __forceinline__ Target target_of(const Tensor &tensor, u32 rounding) {
+template <class View>
+__device__ __forceinline__ Target target_of(const View &view, u32 rounding) {
     Target target;
-    target.base = tensor.master ? tensor.master : tensor.param;
-    target.dtype = tensor.master ? F32 : tensor.param_dtype;
+    target.base = view.master() ? view.master() : view.param();
+    target.dtype = view.master() ? F32 : view.param_dtype();
     target.stochastic = target.dtype != F32 && rounding == STOCHASTIC;
     return target;
 }
@@ -236,14 +243,15 @@ struct Changes {
 };
 
 // The targets of a group before and after the changes. `starts` is true if the master copy is not there yet.
-__device__ __forceinline__ void change_group(const Tensor &tensor, const Work &work, const Target &target,
+template <class View>
+__device__ __forceinline__ void change_group(const View &view, const Target &target,
                                              const Group &group, bool starts, const Changes &changes,
                                              const float (&m)[GROUP], const float (&v)[GROUP], u32 (&old)[GROUP],
                                              u32 (&now)[GROUP]) {
     if (starts) {
-        load_group(tensor.param, size_of(tensor.param_dtype), group, old);
+        load_group(view.param(), size_of(view.param_dtype()), group, old);
         float values[GROUP];
-        widen_group(tensor.param_dtype, old, values);
+        widen_group(view.param_dtype(), old, values);
 #pragma unroll
         for (u32 i = 0; i < GROUP; i++) {
             old[i] = bits_of(values[i]);
@@ -251,8 +259,8 @@ __device__ __forceinline__ void change_group(const Tensor &tensor, const Work &w
     } else {
         load_group(target.base, size_of(target.dtype), group, old);
     }
-    const Scalars &c = work.scalars;
-    Keys keys = keys_at(work, group.first);
+    const Scalars &c = view.scalars();
+    Keys keys = keys_at(view, group.first);
     u32 any = changes.move | changes.undo | changes.decay;
 #pragma unroll
     for (u32 i = 0; i < GROUP; i++) {
@@ -276,15 +284,16 @@ __device__ __forceinline__ void change_group(const Tensor &tensor, const Work &w
 
 // Stores changed targets. With a master copy the parameter is its rounding, whether it changed or not, as far as
 // `all` says.
-__device__ __forceinline__ void store_targets(const Tensor &tensor, const Target &target, const Group &group,
+template <class View>
+__device__ __forceinline__ void store_targets(const View &view, const Target &target, const Group &group,
                                               bool starts, bool all, u32 changed, const u32 (&now)[GROUP]) {
     store_group(target.base, size_of(target.dtype), group, starts ? group.valid : changed, now);
-    if (tensor.master) {
+    if (view.master()) {
         u32 halves[GROUP];
 #pragma unroll
         for (u32 i = 0; i < GROUP; i++) {
-            halves[i] = narrow_nearest(tensor.param_dtype, float_of(now[i]));
+            halves[i] = narrow_nearest(view.param_dtype(), float_of(now[i]));
         }
-        store_group(tensor.param, size_of(tensor.param_dtype), group, all ? group.valid : changed, halves);
+        store_group(view.param(), size_of(view.param_dtype()), group, all ? group.valid : changed, halves);
     }
 }

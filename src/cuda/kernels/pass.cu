@@ -1,13 +1,12 @@
-// The one pass over the entries of large blocks, and of tensors of which everything moves. Every warp goes by itself
-// through consecutive strips.
+// The one pass over the entries of large blocks, and of tensors of which everything moves. Every warp goes by itself.
 #include "cut.cuh"
 
 constexpr u32 WARPS_OF_PASS = THREADS_OF_PASS / 32;
 // Places for notes that a warp takes ahead.
-constexpr u32 AHEAD = 56;
+constexpr u32 AHEAD = 24;
 // How many strips before it is needed the memory of a strip is asked for, so that a warp that waits for one thing does
 // not keep the memory waiting.
-constexpr u32 EARLY = 3;
+constexpr u32 EARLY = 2;
 // In `Moving.place`: the old value of the entry would be lost.
 constexpr u8 LOST = 0x80;
 
@@ -19,74 +18,101 @@ struct Moving {
     u8 place[STRIP];
 };
 
-// The strips of one block, or of a tensor of which everything moves, that a warp passes.
+// The strips of one block, or of a tensor of which everything moves, that a block of threads passes. Its warps take them
+// in turn.
 struct Stretch {
     // The entries that the strips are of.
     u64 from, numel;
     u64 first, last;
 };
 
-// Notes about a block, as a warp takes places for them.
-struct Notes {
+// A large block, as a warp that passes it sees it.
+struct Passed {
+    Block &block;
+    u32 *notes;
+    u8 *held;
+    u32 low, high;
+    u32 capacity;
+    // Of which so many may be taken.
+    u32 room;
+    // Places for open notes that this warp has taken.
     u32 next, end;
 };
 
-// Marks the places that were taken and not used.
-__device__ inline void give_up(const Block &block, Notes &notes) {
-    for (u32 i = notes.next + lane_of_warp(); i < notes.end; i += 32) {
-        block.notes[i] = 0;
+// A strip whose moments are stepped, and whose targets are on their way.
+struct Pending {
+    u64 strip;
+    // The first entry of the strip's first group.
+    u64 first_entry;
+    u32 moves;
+    bool exists, fits;
+};
+
+// Takes places for notes: for open ones from the start on, for lost ones from the end on. True if there were so many.
+__device__ inline bool take_places(Passed &passed, u32 open, u32 lost, u64 &taken) {
+    u32 fits = 0;
+    taken = 0;
+    if (lane_of_warp() == 0) {
+        u64 *counter = &passed.block.taken;
+        u64 seen = *(const volatile u64 *)counter;
+        // No more is ever taken than there is: what is given back could have been given to two warps.
+        while (!fits && (seen & 0xFFFFFFFF) + (seen >> 32) + open + lost <= passed.room) {
+            taken = seen;
+            seen = atomicCAS(counter, taken, taken + ((u64)open | (u64)lost << 32));
+            fits = seen == taken;
+        }
+        if (!fits) {
+            atomicAdd(&passed.block.strips_held, 1u);
+        }
     }
-    notes.next = notes.end = 0;
+    fits = __shfl_sync(FULL, fits, 0);
+    taken = __shfl_sync(FULL, taken, 0);
+    return fits;
 }
 
-// Takes places for open and lost notes, the latter from the end on. True if there is room; the first open note goes to
-// `notes.next`, the first lost one to `first_lost`.
-__device__ inline bool take_places(const Step &step, Block &block, u32 open, u32 lost, u64 strips_left, Notes &notes,
-                                   u32 &first_lost) {
-    bool refill = open > notes.end - notes.next;
-    if (!refill && lost == 0) {
+// Marks the places that were taken and not used.
+__device__ inline void give_up(Passed &passed) {
+    for (u32 i = passed.next + lane_of_warp(); i < passed.end; i += 32) {
+        passed.notes[i] = 0;
+    }
+    passed.next = passed.end = 0;
+}
+
+// Sees to it that there are places for so many open notes; false if there is no room.
+__device__ inline bool reserve_open(Passed &passed, u32 open, u64 strips_left) {
+    if (open <= passed.end - passed.next) {
         return true;
     }
     // One place for each strip to come is about what they will need.
-    u32 ahead = refill ? open + (u32)min(strips_left, (u64)AHEAD) : 0;
-    u64 wanted = (u64)ahead | (u64)lost << 32, taken = 0;
-    if (lane_of_warp() == 0) {
-        taken = atomicAdd(&block.taken, wanted);
-    }
-    taken = __shfl_sync(FULL, taken, 0);
-    u64 capacity = step.no_room ? 0 : block.capacity;
-    if ((taken & 0xFFFFFFFF) + (taken >> 32) + ahead + lost > capacity) {
-        if (lane_of_warp() == 0) {
-            // Whoever comes in between sees too much taken, too, and takes nothing.
-            atomicAdd(&block.taken, 0 - wanted);
-            atomicAdd(&block.strips_held, 1u);
-        }
+    u32 wanted = open + (u32)min(strips_left, (u64)AHEAD);
+    u64 taken;
+    if (!take_places(passed, wanted, 0, taken)) {
         return false;
     }
-    if (refill) {
-        give_up(block, notes);
-        notes.next = (u32)taken;
-        notes.end = notes.next + ahead;
-    }
-    first_lost = (u32)(taken >> 32);
+    give_up(passed);
+    passed.next = (u32)taken;
+    passed.end = passed.next + wanted;
     return true;
 }
 
 // Asks for the memory of a strip that comes later: what all of its entries need.
-__device__ __forceinline__ void ask_for(const Tensor &tensor, const Work &work, const Stretch &stretch, u64 strip) {
-    strip += EARLY;
+template <class View>
+__device__ __forceinline__ void ask_for(const View &view, const Stretch &stretch, u64 strip) {
+    strip += EARLY * WARPS_OF_PASS;
     if (strip >= stretch.last) {
         return;
     }
     Range range = cut(stretch.from, stretch.numel, STRIP, strip);
-    const void *buffers[3] = {tensor.grad, tensor.exp_avg, tensor.exp_avg_sq};
-    u32 sizes[3] = {size_of(tensor.grad_dtype), size_of(tensor.state_dtype), size_of(tensor.state_dtype)};
-#pragma unroll
-    for (u32 i = 0; i < 3; i++) {
-        u64 entry = range.start + lane_of_warp() * (SECTOR / sizes[i]);
-        if (entry < range.end && (i == 0 || !work.starts_moments)) {
-            fetch_to_l2((const u8 *)buffers[i] + entry * sizes[i]);
+    auto fetch = [&](const void *buffer, u32 size) {
+        u64 entry = range.start + lane_of_warp() * (SECTOR / size);
+        if (entry < range.end) {
+            fetch_to_l2((const u8 *)buffer + entry * size);
         }
+    };
+    fetch(view.grad(), size_of(view.grad_dtype()));
+    if (!view.starts_moments()) {
+        fetch(view.exp_avg(), size_of(view.state_dtype()));
+        fetch(view.exp_avg_sq(), size_of(view.state_dtype()));
     }
 }
 
@@ -98,16 +124,21 @@ __device__ __forceinline__ void add_up(u64 *total, u64 count) {
     }
 }
 
-__device__ inline void pass_everything(const Step &step, const Tensor &tensor, const Work &work,
-                                       const Stretch &stretch) {
-    Target target = target_of(tensor, step.rounding);
+// Where everything moves, at once; or where nothing does before the threshold is known: then only the moments are stepped.
+template <class View>
+__device__ void pass_other(const Step &step, const Tensor &tensor, const View &view, bool moves,
+                           const Stretch &stretch) {
+    Target target = target_of(view, step.rounding);
     u64 selected = 0;
-    for (u64 strip = stretch.first; strip < stretch.last; strip++) {
-        ask_for(tensor, work, stretch, strip);
+    for (u64 strip = stretch.first + threadIdx.x / 32; strip < stretch.last; strip += WARPS_OF_PASS) {
+        ask_for(view, stretch, strip);
         Range range = cut(stretch.from, stretch.numel, STRIP, strip);
-        Group group = group_of(range.start, range.end, lane_of_warp(), work);
+        Group group = group_of(range.start, range.end, lane_of_warp(), view.aligned());
         float g[GROUP], m[GROUP], v[GROUP];
-        step_group(tensor, work, group, g, m, v);
+        step_group(view, group, g, m, v);
+        if (!moves) {
+            continue;
+        }
         Changes changes = {0, 0, 0};
 #pragma unroll
         for (u32 i = 0; i < GROUP; i++) {
@@ -117,10 +148,10 @@ __device__ inline void pass_everything(const Step &step, const Tensor &tensor, c
         changes.decay = step.scope == SCOPE_ALL ? group.valid & ~changes.move : 0;
         selected += __popc(changes.move);
         u32 changed = changes.move | changes.decay;
-        if (changed || (tensor.master && group.valid)) {
+        if (changed || (view.master() && group.valid)) {
             u32 old[GROUP], now[GROUP];
-            change_group(tensor, work, target, group, work.starts_master, changes, m, v, old, now);
-            store_targets(tensor, target, group, work.starts_master, true, changed, now);
+            change_group(view, target, group, view.starts_master(), changes, m, v, old, now);
+            store_targets(view, target, group, view.starts_master(), true, changed, now);
         }
         // The thresholds of blocks that begin here.
         u64 first = (range.start + tensor.block_numel - 1) / tensor.block_numel;
@@ -132,33 +163,23 @@ __device__ inline void pass_everything(const Step &step, const Tensor &tensor, c
     add_up(&step.control->selected, selected);
 }
 
-// Only steps the moments.
-__device__ inline void pass_searched(const Tensor &tensor, const Work &work, const Stretch &stretch) {
-    for (u64 strip = stretch.first; strip < stretch.last; strip++) {
-        ask_for(tensor, work, stretch, strip);
-        Range range = cut(stretch.from, stretch.numel, STRIP, strip);
-        float g[GROUP], m[GROUP], v[GROUP];
-        step_group(tensor, work, group_of(range.start, range.end, lane_of_warp(), work), g, m, v);
-    }
-}
-
 // Computes what becomes of the entries that move; how many of this thread's could not be moved back.
-__device__ inline u32 compute_moves(const Tensor &tensor, const Work &work, const Target &target, u64 first_entry,
-                                    u32 count, Moving &moving) {
-    const Scalars &c = work.scalars;
+template <class View>
+__device__ u32 compute_moves(const View &view, const Target &target, const Pending &pending, Moving &moving) {
+    const Scalars &c = view.scalars();
     u32 size = size_of(target.dtype), lost = 0;
-    for (u32 at = lane_of_warp(); at < count; at += 32) {
-        u64 entry = first_entry + moving.place[at];
+    for (u32 at = lane_of_warp(); at < pending.moves; at += 32) {
+        u64 entry = pending.first_entry + moving.place[at];
         u32 old;
-        if (work.starts_master) {
-            u32 half = load_element(tensor.param, size_of(tensor.param_dtype), entry);
-            old = bits_of(widen(tensor.param_dtype, half));
+        if (view.starts_master()) {
+            u32 half = load_element(view.param(), size_of(view.param_dtype()), entry);
+            old = bits_of(widen(view.param_dtype(), half));
         } else {
             old = load_element(target.base, size, entry);
         }
         u32 random = 0;
         if (target.stochastic) {
-            Keys keys = keys_at(work, entry);
+            Keys keys = keys_at(view, entry);
             random = random_bits(random_round(keys, entry), keys.param);
         }
         float u = update_of(float_of(moving.first[at]), float_of(moving.second[at]), c);
@@ -175,35 +196,82 @@ __device__ inline u32 compute_moves(const Tensor &tensor, const Work &work, cons
     return lost;
 }
 
-// Master copies that begin, and parameters as the roundings of masters that do not move.
-__device__ inline void store_masters(const Tensor &tensor, const Work &work, const Target &target, const Group &group) {
-    if (group.valid) {
-        u32 masters[GROUP], same[GROUP];
-        float none[GROUP] = {};
-        change_group(tensor, work, target, group, work.starts_master, {0, 0, 0}, none, none, masters, same);
-        store_targets(tensor, target, group, work.starts_master, true, 0, same);
+// Moves what moves of a strip, if there is room for the notes about it.
+template <class View>
+__device__ void finish_strip(const View &view, const Target &target, const Stretch &stretch, Passed &passed,
+                             Pending &pending, Moving &moving) {
+    u32 lane = lane_of_warp(), lost = 0, next_lost = 0;
+    if (pending.fits) {
+        lost = compute_moves(view, target, pending, moving);
+    }
+    if (__any_sync(FULL, lost != 0)) {
+        u32 until = warp_prefix(lost);
+        u64 taken;
+        pending.fits = take_places(passed, 0, __shfl_sync(FULL, until, 31), taken);
+        next_lost = (u32)(taken >> 32) + until - lost;
+    }
+    if (lane == 0) {
+        passed.held[pending.strip] = !pending.fits;
+    }
+    if (!pending.fits) {
+        return;
+    }
+    if (view.master()) {
+        // Master copies that begin, and parameters as the roundings of masters that do not move.
+        Range range = cut(stretch.from, stretch.numel, STRIP, pending.strip);
+        Group group = group_of(range.start, range.end, lane, view.aligned());
+        if (group.valid) {
+            u32 masters[GROUP], same[GROUP];
+            float none[GROUP] = {};
+            change_group(view, target, group, view.starts_master(), {0, 0, 0}, none, none, masters, same);
+            store_targets(view, target, group, view.starts_master(), true, 0, same);
+        }
+        __syncwarp();
+    }
+    for (u32 at = lane; at < pending.moves; at += 32) {
+        u64 entry = pending.first_entry + (moving.place[at] & ~LOST);
+        u32 now = moving.first[at];
+        store_element(target.base, size_of(target.dtype), entry, now);
+        if (view.master()) {
+            u32 half = narrow_nearest(view.param_dtype(), float_of(now));
+            store_element(view.param(), size_of(view.param_dtype()), entry, half);
+        }
+        if (moving.place[at] & LOST) {
+            u32 at_end = passed.capacity - 1 - next_lost++;
+            passed.notes[at_end] = moving.second[at];
+            passed.notes[passed.capacity + at_end] = (u32)(entry - stretch.from);
+        }
     }
 }
 
-__device__ inline void pass_estimated(const Step &step, const Tensor &tensor, const Work &work,
-                                      const Stretch &stretch, Block &block, Moving &moving) {
-    Target target = target_of(tensor, step.rounding);
+template <class View>
+__device__ void pass_estimated(const Step &step, const View &view, const Stretch &stretch, Block &block,
+                               Moving (&rooms)[2]) {
+    Target target = target_of(view, step.rounding);
     // Keys of 0 never move.
-    u32 low = max(block.low, 1u), high = block.high, lane = lane_of_warp();
-    Notes notes = {0, 0};
-    u64 above = 0, inside = 0;
-    for (u64 strip = stretch.first; strip < stretch.last; strip++) {
-        ask_for(tensor, work, stretch, strip);
+    Passed passed = {block,
+                     global(block.notes),
+                     global(block.held),
+                     max(block.low, 1u),
+                     block.high,
+                     block.capacity,
+                     step.no_room ? 0 : block.capacity,
+                     0,
+                     0};
+    u32 lane = lane_of_warp(), number = 0, above = 0, inside = 0;
+    Pending pending = {0, 0, 0, false, false};
+    for (u64 strip = stretch.first + threadIdx.x / 32; strip < stretch.last; strip += WARPS_OF_PASS) {
+        ask_for(view, stretch, strip);
         Range range = cut(stretch.from, stretch.numel, STRIP, strip);
-        Group group = group_of(range.start, range.end, lane, work);
+        Group group = group_of(range.start, range.end, lane, view.aligned());
         float g[GROUP], m[GROUP], v[GROUP];
-        step_group(tensor, work, group, g, m, v);
+        step_group(view, group, g, m, v);
         u32 move = 0, open = 0;
 #pragma unroll
         for (u32 i = 0; i < GROUP; i++) {
             u32 key = key_of(m[i]);
-            move |= key > high ? 1u << i : 0;
-            open |= key >= low && key <= high ? 1u << i : 0;
+            move |= key > passed.high ? 1u << i : 0;
+            open |= key >= passed.low && key <= passed.high ? 1u << i : 0;
         }
         move &= group.valid;
         open &= group.valid;
@@ -213,6 +281,7 @@ __device__ inline void pass_estimated(const Step &step, const Tensor &tensor, co
         u32 own = __popc(move) | __popc(open) << 16;
         u32 until = warp_prefix(own), total = __shfl_sync(FULL, until, 31);
         u32 place = (until - own) & 0xFFFF, moves = total & 0xFFFF, opens = total >> 16;
+        Moving &moving = rooms[number++ % 2];
 #pragma unroll
         for (u32 i = 0; i < GROUP; i++) {
             if (move >> i & 1) {
@@ -221,65 +290,57 @@ __device__ inline void pass_estimated(const Step &step, const Tensor &tensor, co
                 moving.place[place++] = (u8)(lane * GROUP + i);
             }
         }
-        __syncwarp();
-        // Of the strip's first group, which need not be a valid one.
-        u64 first_entry = group.first - lane * GROUP;
-        u32 lost = 0, all_lost = 0;
-        if (moves > 0) {
-            lost = compute_moves(tensor, work, target, first_entry, moves, moving);
-            all_lost = warp_sum(lost);
-        }
-        u32 first_lost = 0;
-        bool fits = take_places(step, block, opens, all_lost, stretch.last - strip - 1, notes, first_lost);
-        if (lane == 0) {
-            block.held[strip] = !fits;
-        }
-        if (fits) {
-            u32 *entries = block.notes + block.capacity;
-            u32 note = notes.next + ((until - own) >> 16);
+        bool fits = reserve_open(passed, opens, (stretch.last - strip) / WARPS_OF_PASS);
+        if (fits && opens > 0) {
+            u32 note = passed.next + ((until - own) >> 16);
 #pragma unroll
             for (u32 i = 0; i < GROUP; i++) {
                 if (open >> i & 1) {
-                    block.notes[note] = key_of(m[i]);
-                    entries[note++] = (u32)(group.first + i - stretch.from);
+                    passed.notes[note] = key_of(m[i]);
+                    passed.notes[passed.capacity + note++] = (u32)(group.first + i - stretch.from);
                 }
             }
-            notes.next += opens;
-            if (tensor.master) {
-                store_masters(tensor, work, target, group);
-                __syncwarp();
-            }
-            u32 next_lost = all_lost > 0 ? first_lost + warp_prefix(lost) - lost : 0;
-            for (u32 at = lane; at < moves; at += 32) {
-                u64 entry = first_entry + (moving.place[at] & ~LOST);
-                u32 now = moving.first[at];
-                store_element(target.base, size_of(target.dtype), entry, now);
-                if (tensor.master) {
-                    u32 half = narrow_nearest(tensor.param_dtype, float_of(now));
-                    store_element(tensor.param, size_of(tensor.param_dtype), entry, half);
-                }
-                if (moving.place[at] & LOST) {
-                    u32 at_end = block.capacity - 1 - next_lost++;
-                    block.notes[at_end] = moving.second[at];
-                    entries[at_end] = (u32)(entry - stretch.from);
-                }
-            }
+            passed.next += opens;
         }
         __syncwarp();
+        // The targets are on their way while the next strip is stepped.
+        u64 first_entry = group.first - lane * GROUP;
+        for (u32 at = lane; fits && at < moves; at += 32) {
+            fetch_to_l2((const u8 *)target.base + (first_entry + moving.place[at]) * size_of(target.dtype));
+        }
+        if (pending.exists) {
+            finish_strip(view, target, stretch, passed, pending, rooms[number % 2]);
+        }
+        pending = {strip, first_entry, moves, true, fits};
+        __syncwarp();
     }
-    give_up(block, notes);
+    if (pending.exists) {
+        finish_strip(view, target, stretch, passed, pending, rooms[(number + 1) % 2]);
+    }
+    give_up(passed);
     add_up(&block.above, above);
     add_up(&block.open, inside);
 }
 
+// `pass_estimated` for the view that suits a tensor.
+struct PassEstimated {
+    const Step &step;
+    const Stretch &stretch;
+    Block &block;
+    Moving (&rooms)[2];
+
+    template <class View> __device__ void operator()(const View &view) const {
+        pass_estimated(step, view, stretch, block, rooms);
+    }
+};
+
 extern "C" __global__ __launch_bounds__(THREADS_OF_PASS, 3) void mofo_pass(const Step step) {
-    __shared__ Moving moving[WARPS_OF_PASS];
+    __shared__ Moving rooms[WARPS_OF_PASS][2];
     if (step.control->stop) {
         return;
     }
     auto first_strip = [&](u64 i) { return step.works[i].first_strip; };
-    u64 warp = threadIdx.x / 32;
-    Share share = share_of(step.control->strips, blockIdx.x * (u64)WARPS_OF_PASS + warp, gridDim.x * (u64)WARPS_OF_PASS);
+    Share share = share_of(step.control->strips);
     if (share.first == share.last) {
         return;
     }
@@ -304,12 +365,10 @@ extern "C" __global__ __launch_bounds__(THREADS_OF_PASS, 3) void mofo_pass(const
         stretch.first = first;
         stretch.last = min(strips, first + (share.last - strip));
         strip += stretch.last - stretch.first;
-        if (work.mode == EVERYTHING) {
-            pass_everything(step, tensor, work, stretch);
-        } else if (work.mode == ESTIMATED) {
-            pass_estimated(step, tensor, work, stretch, tensor.blocks[index], moving[warp]);
+        if (work.mode == ESTIMATED) {
+            with_view(tensor, work, PassEstimated{step, stretch, tensor.blocks[index], rooms[threadIdx.x / 32]});
         } else {
-            pass_searched(tensor, work, stretch);
+            pass_other(step, tensor, Records(tensor, work), work.mode == EVERYTHING, stretch);
         }
     }
 }

@@ -4,7 +4,7 @@
 // Half the width of a bracket, in standard deviations of the estimate.
 constexpr double SIGMAS = 3.5;
 // Pairs of lines from which the deviation is estimated.
-constexpr u32 MOST_COUNTED_PAIRS = 2048;
+constexpr u32 MOST_COUNTED_PAIRS = 1024;
 
 // Keys that share their first digit.
 constexpr u32 WIDTH = 1 << 20;
@@ -81,7 +81,7 @@ __device__ inline Place place_of(const Block &block, u64 rank, Search &search) {
 
 // Finds the bracket of a block whose sample, with the histogram of its first digits, is complete. Its ends are between
 // keys that differ in the second digit: that is fine enough.
-__device__ inline void bracket(const Step &step, Block &block, double share, SampleRoom &room) {
+__device__ inline void bracket(const Step &step, Block &block, u64 numel, double share, SampleRoom &room) {
     Search &search = room.search;
     const u32 *sample = block.notes;
     u64 count = (u64)block.lines * LINE;
@@ -89,6 +89,8 @@ __device__ inline void bracket(const Step &step, Block &block, double share, Sam
     u64 middle = min(max((u64)(expected + 0.5), 1ull), count);
     u32 estimate = place_of(block, middle, search).bin * WIDTH;
     double margin = SIGMAS * deviation(sample, block, estimate, share, search) + 2.0;
+    // No wider than there is room for: notes about lost values and unused places need some, too.
+    margin = fmin(margin, 0.3 * (double)block.capacity * (double)count / (double)numel);
     double lowest = ceil(expected + margin), highest = floor(expected - margin);
     bool has_low = lowest <= (double)count, has_high = highest > 0.0;
     Place below = place_of(block, has_low ? (u64)lowest : count, search);
@@ -147,6 +149,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void mofo_sample(const Step ste
         u32 first = (u32)((unit - work.first_gather) % of_block) * GATHER;
         u32 last = min(first + GATHER, block.lines);
         u32 *sample = block.notes;
+        Records view(tensor, work);
         u32 *histogram = room.search.histogram;
         __syncthreads();
         clear_histogram(histogram);
@@ -159,7 +162,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void mofo_sample(const Step ste
             if (!work.starts_moments) {
                 m = widen(tensor.state_dtype, load_element(tensor.exp_avg, state, entry));
             }
-            Keys keys = keys_at(work, entry);
+            Keys keys = keys_at(view, entry);
             u32 elements[2];
             u32 round = tensor.state_dtype == F32 ? 0 : random_round(keys, entry);
             step_moments(tensor.state_dtype, work.scalars, keys, round, g, m, v, elements[0], elements[1]);
@@ -180,7 +183,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void mofo_sample(const Step ste
         __syncthreads();
         if (room.is_last) {
             __threadfence();
-            bracket(step, block, (double)work.rank / (double)tensor.block_numel, room);
+            bracket(step, block, tensor.block_numel, (double)work.rank / (double)tensor.block_numel, room);
         }
     }
 }

@@ -47,6 +47,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void mofo_select(const Step ste
         Block &block = *step.blocks[owner];
         const Tensor &tensor = step.tensors[block.tensor];
         const Work &work = step.works[block.tensor];
+        Records view(tensor, work);
         u64 last = min(share.last, block.first_slice + block.slices), done = last - unit;
         const u32 *notes = block.notes;
         __syncthreads();
@@ -56,7 +57,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void mofo_select(const Step ste
             Slice slice = slice_of(step, owner, unit);
 #pragma unroll 4
             for (u64 i = slice.range.start + threadIdx.x; i < slice.range.end; i += blockDim.x) {
-                u32 key = block.failed ? stored_key(tensor, work, step.filter, i) : notes[i];
+                u32 key = block.failed ? stored_key(view, step.filter, i) : notes[i];
                 if (digit_prefix(key, step.digit) == block.prefix) {
                     atomicAdd(&search.histogram[key >> shift & (bins - 1)], 1u);
                 }
@@ -108,24 +109,25 @@ extern "C" __global__ __launch_bounds__(THREADS) void mofo_settle(const Step ste
         const Block &block = *step.blocks[owner];
         const Tensor &tensor = step.tensors[block.tensor];
         const Work &work = step.works[block.tensor];
+        Records view(tensor, work);
         u32 threshold = max(tensor.thresholds[block.index], 1u);
         Slice slice = slice_of(step, owner, unit);
         if (block.failed) {
-            Group group = group_of(slice.range.start, slice.range.end, threadIdx.x, work);
+            Group group = group_of(slice.range.start, slice.range.end, threadIdx.x, view.aligned());
             if (group.valid == 0) {
                 continue;
             }
             u64 start = block.index * tensor.block_numel;
             bool untouched = work.mode == SEARCHED || block.held[strip_of(start, group.first)];
-            selected += settle_group(step, tensor, work, group, [&](u64) { return threshold; }, block.high, untouched);
+            selected += settle_group(step, view, group, [&](u64) { return threshold; }, block.high, untouched);
             continue;
         }
-        Target target = target_of(tensor, step.rounding);
+        Target target = target_of(view, step.rounding);
         const u32 *keys = block.notes, *entries = keys + block.capacity;
         u64 start = block.index * tensor.block_numel;
         for (u64 i = slice.range.start + threadIdx.x; i < slice.range.end; i += blockDim.x) {
             if (keys[i] >= threshold) {
-                settle_note(tensor, work, target, start + entries[i]);
+                settle_note(view, target, start + entries[i]);
                 selected++;
             }
         }

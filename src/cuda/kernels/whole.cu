@@ -61,6 +61,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void mofo_whole(const Step step
         owner = next_owner(owner, unit, step.num_tensors, first_run);
         const Tensor &tensor = step.tensors[owner];
         const Work &work = step.works[owner];
+        Records view(tensor, work);
         u64 numel = tensor.block_numel, all_blocks = tensor.numel / numel, each = blocks_of_run(numel);
         u64 first_block = (unit - work.first_run) * each;
         u32 blocks = (u32)min(each, all_blocks - first_block);
@@ -68,15 +69,15 @@ extern "C" __global__ __launch_bounds__(THREADS) void mofo_whole(const Step step
         bool in_room = end - start <= RUN;
 
         for (u64 i = threadIdx.x; (start / GROUP + i) * GROUP < end; i += blockDim.x) {
-            Group group = group_of(start, end, i, work);
+            Group group = group_of(start, end, i, view.aligned());
             float g[GROUP], m[GROUP], v[GROUP];
-            step_group(tensor, work, group, g, m, v);
+            step_group(view, group, g, m, v);
             if (in_room) {
 #pragma unroll
                 for (u32 j = 0; j < GROUP; j++) {
                     if (group.valid >> j & 1) {
                         u64 entry = group.first + j;
-                        room.keys[entry - start] = filter_key(step.filter, work, entry, g[j], m[j], v[j]);
+                        room.keys[entry - start] = filter_key(step.filter, view.work(), entry, g[j], m[j], v[j]);
                     }
                 }
             }
@@ -88,7 +89,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void mofo_whole(const Step step
             for (u32 block = 0; block < blocks; block++) {
                 u64 from = block * numel;
                 auto key_at = [&](u64 i) {
-                    return in_room ? room.keys[from + i] : stored_key(tensor, work, step.filter, start + from + i);
+                    return in_room ? room.keys[from + i] : stored_key(view, step.filter, start + from + i);
                 };
                 u32 threshold = kth_largest(numel, work.rank, room.search, key_at);
                 if (threadIdx.x == 0) {
@@ -103,8 +104,8 @@ extern "C" __global__ __launch_bounds__(THREADS) void mofo_whole(const Step step
                 u32 block = blocks == 1 ? 0 : (u32)(entry - start) / (u32)numel;
                 return max(tensor.thresholds[first_block + block], 1u);
             };
-            Group group = group_of(start, end, i, work);
-            selected += settle_group(step, tensor, work, group, threshold_at, 0, true);
+            Group group = group_of(start, end, i, view.aligned());
+            selected += settle_group(step, view, group, threshold_at, 0, true);
         }
         __syncthreads();
     }
