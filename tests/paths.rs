@@ -14,12 +14,14 @@ mod toolchain;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use common::{Case, Grad, Param, Rng, Tensor, backwards, scattered};
+use device::RandomOrder;
 use half::{bf16, f16};
 use mofo::forced::{Forced, ForcedBracket, force};
 use mofo::{
     Dtype, Filter, Options, ParallelFor, Rounding, StateDtype, StepReport, WeightDecayScope,
 };
 use tiers::{Place, places, tiers};
+use toolchain::say_skipped;
 
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
 /// The type of a parameter, and whether it has a master copy.
@@ -683,6 +685,53 @@ fn blocks_of_more_than_one_wave() {
             // Or a good estimate be wrong.
             assert!(failed < 5, "{forced:?}: {failed}");
         }
+    }
+}
+
+/// Warps that take places for notes at the same time, until some find no room: what one takes must not be another's.
+#[test]
+fn on_cuda_warps_that_take_places_at_the_same_time() {
+    for seed in 1..=12 {
+        let Some(_order) = RandomOrder::start(seed) else {
+            say_skipped("random orders of threads: the CUDA device is not the emulated one");
+            return;
+        };
+        let (num_blocks, numel) = (16, 16 * 10_000);
+        let mut rng = Rng::new(seed);
+        let mut moves = 0;
+        let gradients = (0..numel).map(|i| {
+            // From strip to strip the numbers of entries that move differ much.
+            if i % 128 == 0 {
+                moves = [0, 1, 3, 10, 30, 100][rng.below(6)];
+            }
+            let value = (1 + rng.below(1 << 20)) as f32 / (1 << 20) as f32;
+            if i % 128 < moves {
+                0.3 + value
+            } else {
+                1e-3 * value
+            }
+        });
+        let gradients = Grad::F32(gradients.collect());
+        // No old value can be computed from the new one, so each takes a place.
+        let values = (0..numel).map(|_| 1e-9 * rng.normal());
+        let mut case = Case {
+            options: Options {
+                update_fraction: 0.05,
+                weight_decay: 0.1,
+                ..on_one_thread()
+            },
+            tensors: vec![Tensor {
+                param: Param::F32(values.collect()),
+                grads: vec![gradients],
+                num_blocks,
+                ..normal(numel, Dtype::F32, seed)
+            }],
+            steps: 1,
+            ..Case::default()
+        };
+        Place::Cuda.enter_into(&mut case.options);
+        let reports = check_there(path(ForcedBracket::TooLow, false, false), case);
+        assert_eq!(estimates(&reports), (16, 16), "seed {seed}");
     }
 }
 

@@ -38,6 +38,54 @@ fn emulate() -> bool {
     false
 }
 
+/// While there is one, the emulated device takes blocks and threads in the random order of a seed; for the process.
+#[derive(Debug)]
+pub struct RandomOrder {
+    set_seed: SetSeed,
+    before: u64,
+}
+
+/// `mofo_emulated_random` of `tests/cuda/driver/hooks.h`.
+type SetSeed = unsafe extern "C" fn(u64) -> u64;
+
+impl RandomOrder {
+    /// `None` if the device is a real one, or there is none.
+    pub fn start(seed: u64) -> Option<Self> {
+        let set_seed = emulation_set_seed()?;
+        // SAFETY: the function may be called at any time.
+        let before = unsafe { set_seed(seed) };
+        Some(Self { set_seed, before })
+    }
+}
+
+impl Drop for RandomOrder {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        unsafe { (self.set_seed)(self.before) };
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn emulation_set_seed() -> Option<SetSeed> {
+    if !is_here() {
+        return None;
+    }
+    // SAFETY: finds the driver that is loaded already; the hook has this type.
+    unsafe {
+        let driver = libc::dlopen(c"libcuda.so.1".as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD);
+        if driver.is_null() {
+            return None;
+        }
+        let hook = libc::dlsym(driver, c"mofo_emulated_random".as_ptr());
+        (!hook.is_null()).then(|| std::mem::transmute::<*mut libc::c_void, SetSeed>(hook))
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn emulation_set_seed() -> Option<SetSeed> {
+    None
+}
+
 /// Calls the driver; fails the test on an error.
 macro_rules! cuda {
     ($function:ident($($argument:expr),* $(,)?)) => {{

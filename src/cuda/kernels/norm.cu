@@ -33,14 +33,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void mofo_norm(const Step step)
                 sum += g * g;
             }
         }
-        for (u32 width = LANES / 2; width > 0; width /= 2) {
-            lanes[threadIdx.x] = sum;
-            __syncthreads();
-            if (lane < width) {
-                sum += lanes[threadIdx.x + width];
-            }
-            __syncthreads();
-        }
+        sum = fold_lanes(sum, lanes);
         if (lane == 0 && team < count) {
             tensor.sums[chunk + team] = sum;
             __threadfence();

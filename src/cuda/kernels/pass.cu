@@ -53,7 +53,7 @@ __device__ inline bool take_places(Passed &passed, u32 open, u32 lost, u64 &take
     u32 fits = 0;
     taken = 0;
     if (lane_of_warp() == 0) {
-        u64 *counter = &passed.block.taken;
+        u64 *counter = global(&passed.block.taken);
         u64 seen = *(const volatile u64 *)counter;
         // No more is ever taken than there is: what is given back could have been given to two warps.
         while (!fits && (seen & 0xFFFFFFFF) + (seen >> 32) + open + lost <= passed.room) {

@@ -152,6 +152,19 @@ template <typename KeyAt> __device__ u32 kth_largest(u64 count, u64 rank, Search
     return prefix;
 }
 
+// The sum of the values of LANES threads, halves upon halves; in the first of them. By all threads.
+__device__ inline double fold_lanes(double sum, double (&lanes)[THREADS_OF_ONE]) {
+    for (u32 width = LANES / 2; width > 0; width /= 2) {
+        lanes[threadIdx.x] = sum;
+        __syncthreads();
+        if (threadIdx.x % LANES < width) {
+            sum += lanes[threadIdx.x + width];
+        }
+        __syncthreads();
+    }
+    return sum;
+}
+
 // Folds values as docs/numerics.md lays down: 64 lanes of 4,096 values each, again and again. By all threads; `values`
 // is used up.
 __device__ inline double fold(double *values, u64 count, double (&lanes)[THREADS_OF_ONE]) {
@@ -166,14 +179,7 @@ __device__ inline double fold(double *values, u64 count, double (&lanes)[THREADS
             for (u64 i = chunk * CHUNK + lane; i < end; i += LANES) {
                 sum += __ldcg(&values[i]);
             }
-            for (u32 width = LANES / 2; width > 0; width /= 2) {
-                lanes[threadIdx.x] = sum;
-                __syncthreads();
-                if (lane < width) {
-                    sum += lanes[threadIdx.x + width];
-                }
-                __syncthreads();
-            }
+            sum = fold_lanes(sum, lanes);
             if (lane == 0 && chunk < chunks) {
                 values[chunk] = sum;
             }

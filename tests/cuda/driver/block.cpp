@@ -6,6 +6,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <numeric>
+#include <utility>
 #include <vector>
 
 #include "fiber.hpp"
@@ -28,6 +30,7 @@ const uint3 *thread_index;
 uint3 block_index;
 dim3 block_size;
 dim3 grid_size;
+bool any_order;
 
 namespace {
 
@@ -58,6 +61,19 @@ void (*kernel)(const void *);
 const void *parameter;
 bool reversed;
 
+// Of the random order: its seed, how many grids the calling thread has run in it, and the generator's state. A grid's
+// order depends on the first two and on the kernel, not on what other threads do at the same time.
+std::uint64_t seed;
+thread_local std::uint64_t grids;
+std::uint64_t random_state;
+// Of 16 times that a thread waits, how often one goes on that could go on only just now: mostly of the same warp. Drawn
+// for each block, so that in some the warps go side by side, and in others one gets far while another has not begun.
+unsigned eager;
+// How many others go on, on average, before one that was interrupted; drawn for each block.
+unsigned patience;
+// The threads in the order in which they begin, if that is random.
+unsigned beginning[MAX_THREADS];
+
 Thread threads[MAX_THREADS];
 Warp warps[MAX_THREADS / WARP];
 unsigned total;
@@ -69,6 +85,10 @@ Thread *current;
 Thread *ready[MAX_THREADS];
 unsigned ready_first;
 unsigned ready_end;
+
+// Threads that were interrupted.
+Thread *interrupted[MAX_THREADS];
+unsigned interruptions;
 
 // Threads at the block's barrier, the first of them, and how many of their predicates hold.
 unsigned arrived;
@@ -149,6 +169,56 @@ void describe_threads() {
     std::abort();
 }
 
+// SplitMix64.
+std::uint64_t random_bits() {
+    random_state += 0x9E3779B97F4A7C15u;
+    std::uint64_t x = random_state;
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ x >> 27) * 0x94D049BB133111EBu;
+    return x ^ x >> 31;
+}
+
+unsigned random_below(unsigned count) { return static_cast<unsigned>((random_bits() >> 32) * count >> 32); }
+
+template <class T> void shuffle(T *values, std::size_t count) {
+    for (std::size_t i = count; i > 1; i--) {
+        std::swap(values[i - 1], values[random_below(static_cast<unsigned>(i))]);
+    }
+}
+
+// Begins the random order of a grid.
+void begin_random(const char *name) {
+    random_state = seed;
+    for (; *name != '\0'; name++) {
+        random_state = random_bits() ^ static_cast<unsigned char>(*name);
+    }
+    random_state = random_bits() ^ grids++;
+}
+
+// Warp after warp, or any thread after any other.
+void shuffle_threads() {
+    static constexpr unsigned EAGER[] = {0, 8, 15}, PATIENCE[] = {1, 100, 1000, 10000};
+    eager = EAGER[random_below(3)];
+    patience = PATIENCE[random_below(4)];
+    unsigned order[MAX_THREADS / WARP];
+    const unsigned count = (total + WARP - 1) / WARP;
+    for (unsigned i = 0; i < count; i++) {
+        order[i] = i;
+    }
+    shuffle(order, count);
+    unsigned at = 0;
+    for (unsigned i = 0; i < count; i++) {
+        const unsigned first = at;
+        for (unsigned number = order[i] * WARP; number < total && number < (order[i] + 1) * WARP; number++) {
+            beginning[at++] = number;
+        }
+        shuffle(&beginning[first], at - first);
+    }
+    if (random_below(2) == 0) {
+        shuffle(beginning, total);
+    }
+}
+
 void make_ready(Thread &thread) {
     thread.state = State::runs;
     ready[ready_end++ % MAX_THREADS] = &thread;
@@ -171,17 +241,37 @@ Fiber &free_fiber() {
     return *fiber;
 }
 
+bool others_can_go_on() { return ready_first != ready_end || started < total; }
+
+// Chooses what goes on next: true for a thread that has not started, or if there is none at all.
+bool is_next_new() {
+    if (interruptions != 0 && (!others_can_go_on() || random_below(patience) == 0)) {
+        std::swap(interrupted[random_below(interruptions)], interrupted[interruptions - 1]);
+        make_ready(*interrupted[--interruptions]);
+    }
+    const unsigned waiting = ready_end - ready_first;
+    if (waiting == 0 || started == total || !any_order) {
+        return waiting == 0;
+    }
+    return random_below(16) >= eager && random_below(waiting + total - started) >= waiting;
+}
+
 Fiber &next_ready() {
+    if (any_order) {
+        const unsigned count = ready_end - ready_first;
+        const unsigned i = random_below(16) < eager ? count - 1 : random_below(count);
+        std::swap(ready[ready_first % MAX_THREADS], ready[(ready_first + i) % MAX_THREADS]);
+    }
     Thread &thread = *ready[ready_first++ % MAX_THREADS];
     set_current(thread);
     return *thread.fiber;
 }
 
-// Leaves the running thread until another one makes it ready. Threads that can go on come before those that have
-// not started: a warp gets far while its stacks are in the cache, and few stacks are needed.
+// Leaves the running thread until another one makes it ready. Unless the order is random, threads that can go on come
+// before those that have not started: a warp gets far while its stacks are in the cache, and few stacks are needed.
 void wait() {
     Thread &self = *current;
-    if (ready_first != ready_end) {
+    if (!is_next_new()) {
         next_ready().resume(*self.fiber);
     } else if (started < total) {
         free_fiber().resume(*self.fiber);
@@ -231,7 +321,7 @@ void end_thread(Thread &thread) {
 }
 
 void start_thread(Fiber &fiber) {
-    const unsigned number = reversed ? total - 1 - started : started;
+    const unsigned number = any_order ? beginning[started] : reversed ? total - 1 - started : started;
     started++;
     Thread &thread = threads[number];
     thread.state = State::runs;
@@ -245,7 +335,7 @@ void run_threads(Fiber &self) {
         start_thread(self);
         kernel(parameter);
         end_thread(*current);
-        if (ready_first != ready_end) {
+        if (!is_next_new()) {
             free_fibers.push_back(&self);
             next_ready().resume(self);
         } else if (live == 0) {
@@ -332,6 +422,9 @@ void run_block() {
     }
     started = 0;
     live = total;
+    if (any_order) {
+        shuffle_threads();
+    }
     spoil_shared_memory();
     free_fiber().resume(*caller);
 }
@@ -417,6 +510,16 @@ std::uint64_t wait_for_lanes(Wait kind, unsigned mask, std::uint64_t value, unsi
     return self.result;
 }
 
+void interrupt() {
+    if (!others_can_go_on() || random_below(4) != 0) {
+        return;
+    }
+    Thread &self = *current;
+    Fiber &next = is_next_new() ? free_fiber() : next_ready();
+    interrupted[interruptions++] = &self;
+    next.resume(*self.fiber);
+}
+
 unsigned lane() { return current->number % WARP; }
 
 void mistake(Place place, const char *format, ...) {
@@ -444,8 +547,15 @@ void run_grid(const char *name, void (*function)(const void *), const void *argu
         threads[i].index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
     }
     const std::uint64_t blocks = std::uint64_t{grid.x} * grid.y * grid.z;
+    std::vector<std::uint64_t> order;
+    if (any_order) {
+        begin_random(name);
+        order.resize(blocks);
+        std::iota(order.begin(), order.end(), 0);
+        shuffle(order.data(), order.size());
+    }
     for (std::uint64_t i = 0; i < blocks; i++) {
-        const std::uint64_t number = reversed ? blocks - 1 - i : i;
+        const std::uint64_t number = any_order ? order[i] : reversed ? blocks - 1 - i : i;
         block_index.x = static_cast<unsigned>(number % grid.x);
         block_index.y = static_cast<unsigned>(number / grid.x % grid.y);
         block_index.z = static_cast<unsigned>(number / grid.x / grid.y);
@@ -454,5 +564,11 @@ void run_grid(const char *name, void (*function)(const void *), const void *argu
 }
 
 void reverse_order(bool reverse) { reversed = reverse; }
+
+std::uint64_t randomize_order(std::uint64_t new_seed) {
+    grids = 0;
+    any_order = new_seed != 0;
+    return std::exchange(seed, new_seed);
+}
 
 } // namespace emulation

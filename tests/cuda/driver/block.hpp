@@ -1,7 +1,7 @@
 // The threads of a CUDA block, each a fiber: where they are, how they wait for each other, and what they exchange.
 //
-// One block runs at a time, and one of its threads: until it waits or ends. Whoever calls run_grid holds the
-// driver's lock.
+// One block runs at a time, and one of its threads: until it waits or ends, or in random order is interrupted. Whoever
+// calls run_grid holds the driver's lock.
 
 #ifndef MOFO_EMULATION_BLOCK_HPP
 #define MOFO_EMULATION_BLOCK_HPP
@@ -51,6 +51,11 @@ int wait_for_block(Wait kind, bool predicate, Place place);
 // lanes give.
 std::uint64_t wait_for_lanes(Wait kind, unsigned mask, std::uint64_t value, unsigned source, Place place);
 
+// True if the order is random: then interrupt() may let other threads go first. Kernels call it where others can see
+// or change what they have done.
+extern bool any_order;
+void interrupt();
+
 // The calling thread's place in its warp.
 unsigned lane();
 
@@ -63,6 +68,10 @@ void run_grid(const char *name, void (*kernel)(const void *), const void *parame
 // Takes the blocks, and the threads of each, in the opposite order from now on: a result that depends on the order
 // differs.
 void reverse_order(bool reverse);
+
+// Takes them in an order that depends on the seed from now on, and interleaves the threads of a block; 0: no longer.
+// Gives the seed that was in force.
+std::uint64_t randomize_order(std::uint64_t seed);
 
 } // namespace emulation
 

@@ -44,6 +44,10 @@ CUresult initialize() {
     const char *order = std::getenv("MOFO_EMULATED_ORDER");
     self.reversed = order != nullptr && std::strcmp(order, "reverse") == 0;
     reverse_order(self.reversed);
+    static constexpr char RANDOM[] = "random:";
+    if (order != nullptr && std::strncmp(order, RANDOM, sizeof RANDOM - 1) == 0) {
+        randomize_order(std::strtoull(order + sizeof RANDOM - 1, nullptr, 10));
+    }
     pthread_atfork(nullptr, nullptr, [] { forked = true; });
     self.initialized = true;
     return CUDA_SUCCESS;

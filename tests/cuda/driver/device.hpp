@@ -57,10 +57,24 @@ inline int __syncthreads_count(int predicate, MOFO_PLACE) {
     return ::emulation::wait_for_block(::emulation::Wait::barrier_count, predicate != 0, place);
 }
 
+namespace emulation {
+
+// Where another thread may come in between.
+inline void may_interrupt() {
+    if (any_order) {
+        interrupt();
+    }
+}
+
+} // namespace emulation
+
 // One thread runs at a time, and all see the same memory.
-inline void __threadfence_block() { asm volatile("" ::: "memory"); }
-inline void __threadfence() { asm volatile("" ::: "memory"); }
-inline void __threadfence_system() { asm volatile("" ::: "memory"); }
+inline void __threadfence_block() {
+    asm volatile("" ::: "memory");
+    ::emulation::may_interrupt();
+}
+inline void __threadfence() { __threadfence_block(); }
+inline void __threadfence_system() { __threadfence_block(); }
 
 // Warps.
 
@@ -191,6 +205,7 @@ inline double __longlong_as_double(long long x) { return ::emulation::bit_cast<d
 
 #define MOFO_ATOMIC(name, type, expression)                                                                  \
     inline type name(type *address, type value) {                                                            \
+        ::emulation::may_interrupt();                                                                        \
         const type old = *address;                                                                           \
         *address = (expression);                                                                             \
         return old;                                                                                          \
@@ -224,6 +239,7 @@ MOFO_ATOMIC(atomicInc, unsigned, old >= value ? 0 : old + 1)
 
 #define MOFO_CAS(type)                                                                                       \
     inline type atomicCAS(type *address, type compare, type value) {                                         \
+        ::emulation::may_interrupt();                                                                        \
         const type old = *address;                                                                           \
         *address = old == compare ? value : old;                                                             \
         return old;                                                                                          \

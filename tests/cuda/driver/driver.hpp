@@ -29,7 +29,6 @@
 extern "C" {
 CUresult cuEventRecordWithFlags(CUevent event, CUstream stream, unsigned flags);
 CUresult cuEventElapsedTime_v2(float *milliseconds, CUevent start, CUevent end);
-CUresult cuStreamGetPriority(CUstream stream, int *priority);
 CUresult cuStreamGetCaptureInfo_v3(CUstream stream, int *status, uint64_t *id, CUgraph *graph,
                                    const CUgraphNode **dependencies, const void **edges, size_t *num_dependencies);
 CUresult cuFuncSetCacheConfig(CUfunction function, int config);
@@ -68,6 +67,8 @@ struct Stream : std::enable_shared_from_this<Stream> {
     bool blocking;
     int priority;
     CUstream handle = nullptr;
+    // What cuStreamGetId has given, or 0.
+    std::uint64_t id = 0;
     // Destroyed, though its work may not have run.
     bool destroyed = false;
     std::deque<Queued> queue;

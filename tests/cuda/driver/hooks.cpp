@@ -53,3 +53,8 @@ void mofo_emulated_reverse(int reverse) {
     driver().reversed = reverse != 0;
     reverse_order(reverse != 0);
 }
+
+unsigned long long mofo_emulated_random(unsigned long long seed) {
+    const std::lock_guard<std::mutex> lock(driver().lock);
+    return randomize_order(seed);
+}

@@ -39,6 +39,11 @@ MOFO_HOOK void mofo_emulated_memory(unsigned long long bytes);
  * as is MOFO_EMULATED_ORDER=reverse in the environment. */
 MOFO_HOOK void mofo_emulated_reverse(int reverse);
 
+/* Other than 0: blocks, and the threads of each, are taken in a pseudo-random order, another one for each seed; the
+ * threads may change at every barrier, warp operation, atomic operation and fence; as with
+ * MOFO_EMULATED_ORDER=random:SEED in the environment. 0: no longer. Returns the seed that was in force. */
+MOFO_HOOK unsigned long long mofo_emulated_random(unsigned long long seed);
+
 #ifdef __cplusplus
 }
 #endif

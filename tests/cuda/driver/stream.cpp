@@ -67,6 +67,16 @@ CUresult create(const Call &call, CUstream *handle, unsigned flags, int priority
     return CUDA_SUCCESS;
 }
 
+// For what CUDA does not tell of a stream that is captured; to ask ends the capture. Only whether it is captured, and
+// how, can be asked.
+CUresult check_not_captured(const Stream &stream) {
+    if (stream.capture == nullptr) {
+        return CUDA_SUCCESS;
+    }
+    stream.capture->invalidated = true;
+    return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+}
+
 } // namespace
 
 CUresult submit(Stream &stream, Work work, std::vector<Point> after) {
@@ -163,9 +173,8 @@ CUresult cuStreamSynchronize(CUstream handle) {
     if (const CUresult error = call.find(handle, stream)) {
         return error;
     }
-    if (stream->capture != nullptr) {
-        stream->capture->invalidated = true;
-        return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    if (const CUresult error = check_not_captured(*stream)) {
+        return error;
     }
     if (stream->legacy) {
         // It waits for the blocking streams even if it has no work itself.
@@ -183,9 +192,8 @@ CUresult cuStreamQuery(CUstream handle) {
     if (const CUresult error = call.find(handle, stream)) {
         return error;
     }
-    if (stream->capture != nullptr) {
-        stream->capture->invalidated = true;
-        return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    if (const CUresult error = check_not_captured(*stream)) {
+        return error;
     }
     if (stream->legacy) {
         if (const CUresult error = check_legacy(*call.context)) {
@@ -233,6 +241,9 @@ CUresult cuStreamGetCtx(CUstream handle, CUcontext *context) {
     if (context == nullptr) {
         return CUDA_ERROR_INVALID_VALUE;
     }
+    if (const CUresult error = check_not_captured(*stream)) {
+        return error;
+    }
     *context = stream->context->handle;
     return CUDA_SUCCESS;
 }
@@ -245,6 +256,9 @@ CUresult cuStreamGetFlags(CUstream handle, unsigned *flags) {
     }
     if (flags == nullptr) {
         return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (const CUresult error = check_not_captured(*stream)) {
+        return error;
     }
     *flags = stream->blocking ? CU_STREAM_DEFAULT : CU_STREAM_NON_BLOCKING;
     return CUDA_SUCCESS;
@@ -259,7 +273,29 @@ CUresult cuStreamGetPriority(CUstream handle, int *priority) {
     if (priority == nullptr) {
         return CUDA_ERROR_INVALID_VALUE;
     }
+    if (const CUresult error = check_not_captured(*stream)) {
+        return error;
+    }
     *priority = stream->priority;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuStreamGetId(CUstream handle, unsigned long long *id) {
+    MOFO_CALL(NEEDS_CONTEXT)
+    std::shared_ptr<Stream> stream;
+    if (const CUresult error = call.find(handle, stream)) {
+        return error;
+    }
+    if (id == nullptr) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (const CUresult error = check_not_captured(*stream)) {
+        return error;
+    }
+    if (stream->id == 0) {
+        stream->id = ++driver().numbers;
+    }
+    *id = stream->id;
     return CUDA_SUCCESS;
 }
 

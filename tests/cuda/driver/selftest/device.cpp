@@ -4,6 +4,8 @@
 #include <xmmintrin.h>
 #endif
 
+#include <set>
+
 #include "selftest.hpp"
 
 TEST_IN_ANY_ORDER(indices) {
@@ -138,6 +140,63 @@ TEST_IN_ANY_ORDER(atomics) {
     CHECK(twice == 0.25 * n);
     EQUAL(ints[0], -static_cast<int>(n));
     EQUAL(ints[1], 1 - static_cast<int>(n));
+    OK(cuMemFree(out));
+}
+
+// Three blocks of four warps.
+static std::vector<unsigned> order(unsigned long long seed) {
+    const unsigned warps = 12, rounds = 5;
+    const CUdeviceptr out = allocate(1 + warps * rounds);
+    OK(cuMemsetD32(out, 0, 1));
+    mofo_emulated_random(seed);
+    launch("order", 3, 128, Numbered{out, rounds});
+    auto places = read(out, 1 + warps * rounds);
+    mofo_emulated_random(0);
+    OK(cuMemFree(out));
+    EQUAL(places[0], warps * rounds);
+    places.erase(places.begin());
+    // Blocks come one after the other, and a warp's rounds in order.
+    for (unsigned i = 0; i < places.size(); i++) {
+        EQUAL(places[i] / (4 * rounds), places[i / (4 * rounds) * (4 * rounds)] / (4 * rounds));
+        CHECK(i % rounds == 0 || places[i - 1] < places[i]);
+    }
+    return places;
+}
+
+TEST(random_order) {
+    const auto usual = order(0);
+    for (unsigned i = 0; i < usual.size(); i++) {
+        EQUAL(usual[i], i);
+    }
+    std::set<std::vector<unsigned>> different;
+    bool other_block = false, warps_alternate = false, warp_at_once = false;
+    for (unsigned long long seed = 1; seed <= 20; seed++) {
+        const auto places = order(seed);
+        CHECK(places == order(seed));
+        different.insert(places);
+        other_block |= places[0] >= 20;
+        for (unsigned i = 0; i < places.size(); i += 5) {
+            warps_alternate |= places[i + 4] - places[i] > 9;
+            warp_at_once |= places[i + 4] - places[i] == 4;
+        }
+    }
+    EQUAL(different.size(), 20);
+    CHECK(other_block);
+    CHECK(warps_alternate);
+    CHECK(warp_at_once);
+}
+
+TEST(random_order_comes_between_atomics) {
+    const CUdeviceptr out = allocate(2);
+    for (unsigned long long seed = 0; seed <= 10; seed++) {
+        OK(cuMemsetD32(out, 0, 2));
+        mofo_emulated_random(seed);
+        launch("roll_back", 4, 32, Out{out});
+        const auto words = read(out, 2);
+        mofo_emulated_random(0);
+        EQUAL(words[0], 0);
+        EQUAL(words[1] != 0, seed != 0);
+    }
     OK(cuMemFree(out));
 }
 

@@ -89,7 +89,10 @@ TEST(captures_refuse) {
     OK(cuEventRecord(recorded, other));
     const CUdeviceptr memory = allocate(4);
     CUdeviceptr pointer = 0;
-    unsigned value = 0;
+    unsigned value = 0, flags = 0;
+    int priority = 0;
+    CUcontext its_context = nullptr;
+    unsigned long long id = 0;
     struct {
         const char *what;
         CUresult expected;
@@ -100,6 +103,14 @@ TEST(captures_refuse) {
         {"synchronize the stream", CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
          [&] { return cuStreamSynchronize(stream); }},
         {"query the stream", CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, [&] { return cuStreamQuery(stream); }},
+        {"ask for the stream's context", CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
+         [&] { return cuStreamGetCtx(stream, &its_context); }},
+        {"ask for its flags", CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
+         [&] { return cuStreamGetFlags(stream, &flags); }},
+        {"ask for its priority", CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
+         [&] { return cuStreamGetPriority(stream, &priority); }},
+        {"ask for its number", CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
+         [&] { return cuStreamGetId(stream, &id); }},
         {"synchronize the context", CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, [&] { return cuCtxSynchronize(); }},
         {"copy in the default stream", CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
          [&] { return cuMemcpyDtoH(&value, memory, 4); }},

@@ -62,15 +62,17 @@ std::vector<unsigned> read(CUdeviceptr pointer, std::size_t words) {
 
 unsigned word(CUdeviceptr pointer) { return read(pointer, 1)[0]; }
 
-static void run(const Test &test, bool reversed) {
+static void run(const Test &test, bool reversed, unsigned long long seed) {
     const int before = failures;
     begin();
     mofo_emulated_reverse(reversed);
+    mofo_emulated_random(seed);
     test.run();
+    EQUAL(mofo_emulated_random(0), seed);
     mofo_emulated_reverse(0);
     end();
     if (failures != before) {
-        std::printf("failed: %s%s\n", test.name, reversed ? ", in the opposite order" : "");
+        std::printf("failed: %s%s, seed %llu\n", test.name, reversed ? ", in the opposite order" : "", seed);
     }
 }
 
@@ -89,9 +91,12 @@ int main(int argc, char **argv) {
         if (argc > 1 && std::strcmp(argv[1], test.name) != 0) {
             continue;
         }
-        run(test, false);
+        run(test, false, 0);
         if (test.any_order) {
-            run(test, true);
+            run(test, true, 0);
+            for (unsigned long long seed = 1; seed <= 20; seed++) {
+                run(test, false, seed);
+            }
         }
     }
     return failures == 0 ? 0 : 1;

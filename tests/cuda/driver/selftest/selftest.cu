@@ -9,6 +9,8 @@
     X(test_leave_early)                                                                                      \
     X(test_last_block)                                                                                       \
     X(test_atomic)                                                                                           \
+    X(test_order)                                                                                            \
+    X(test_roll_back)                                                                                        \
     X(test_vector)                                                                                           \
     X(test_number)                                                                                           \
     X(test_add)                                                                                              \
@@ -166,6 +168,25 @@ extern "C" __global__ void test_atomic(const Atomics a) {
     atomicAdd(&a.doubles[0], 0.25);
     atomicAdd(&a.ints[0], -1);
     atomicMin(&a.ints[1], -static_cast<int>(i));
+}
+
+// The order in which the first lanes of all warps pass some warp operations; out[0] counts.
+extern "C" __global__ void test_order(const Numbered a) {
+    const unsigned warp = (blockIdx.x * blockDim.x + threadIdx.x) / 32;
+    for (unsigned i = 0; i < a.number; i++) {
+        if (threadIdx.x % 32 == 0) {
+            a.out[1 + warp * a.number + i] = atomicAdd(&a.out[0], 1u);
+        }
+        __syncwarp();
+    }
+}
+
+// How often a thread finds what another one has not taken back yet.
+extern "C" __global__ void test_roll_back(const Out a) {
+    if (atomicAdd(&a.out[0], 1u) != 0) {
+        a.out[1]++;
+    }
+    atomicSub(&a.out[0], 1u);
 }
 
 struct Vectors {

@@ -15,7 +15,7 @@
 struct Test {
     const char *name;
     void (*run)();
-    // Whether the result must be the same if blocks, threads and streams come in the opposite order.
+    // Whether the result must be the same if blocks, threads and streams come in another order.
     bool any_order;
 };
 
