@@ -22,11 +22,6 @@ static const char *no_status_name(int32_t status) {
 
 #include "check.h"
 
-/* Asked for by the leak sanitizer, where there is one. The collector of rayon's queues belongs to the process and is
- * never freed; each unloading leaves one behind. */
-const char *__lsan_default_suppressions(void);
-const char *__lsan_default_suppressions(void) { return "leak:crossbeam_epoch\n"; }
-
 /* -1 where the system does not say. */
 static int threads_now(void) {
     DIR *tasks = opendir("/proc/self/task");
