@@ -15,6 +15,7 @@
 #   make bench-torch  a step against PyTorch's; needs Python with PyTorch (BENCH_ARGS="--help" shows its options)
 #   make bench-cuda  a step on an NVIDIA GPU against PyTorch's (BENCH_ARGS="--help" shows its options)
 #   make emulated-cuda  the CUDA driver that the tests emulate: LD_LIBRARY_PATH=build/emulated-cuda runs programs on it
+#   make cuda-headers  fetches cuda.h from PyPI into build/, for machines without a CUDA toolkit
 #   make gpu-bundle  build/gpu-bundle/: tests and benchmark for a machine with an NVIDIA GPU, without Rust or network
 #   make sanitize   the demo under AddressSanitizer and UndefinedBehaviorSanitizer, a few steps
 #   make valgrind   the demo under valgrind, a few steps
@@ -45,13 +46,13 @@ BENCH := benches/bench.cpp $(wildcard benches/bench/*.cpp)
 BENCH_HEADERS := benches/adamw.h $(wildcard benches/bench/*.hpp)
 
 # CUDA's header, and something to link with: NVIDIA's library or stub or, where there is none, the emulated driver.
-CUDA_FOLDERS := $(CUDA_HOME) $(CUDA_PATH) /usr/local/cuda
+CUDA_FOLDERS := $(CUDA_HOME) $(CUDA_PATH) /usr/local/cuda build/cuda-headers/nvidia/cuda_runtime
 CUDA_INCLUDES := $(addsuffix /include,$(CUDA_FOLDERS)) $(subst :, ,$(CPATH)) /usr/include
 CUDA_HEADER := $(firstword $(wildcard $(addsuffix /cuda.h,$(CUDA_INCLUDES))))
 CUDA_LIBRARIES := $(addsuffix /lib64/stubs,$(CUDA_FOLDERS)) $(addsuffix /lib/stubs,$(CUDA_FOLDERS)) \
     /usr/lib/x86_64-linux-gnu /usr/lib/aarch64-linux-gnu /usr/lib64
 CUDA_LIBRARY := $(firstword $(wildcard $(addsuffix /libcuda.so,$(CUDA_LIBRARIES))) build/emulated-cuda/libcuda.so)
-NO_CUDA_HEADER := no cuda.h; CUDA_HOME can name the folder of a CUDA toolkit
+NO_CUDA_HEADER := no cuda.h; CUDA_HOME can name the folder of a CUDA toolkit, or `make cuda-headers` fetches it
 
 EMULATED := $(wildcard tests/cuda/driver/*.cpp)
 EMULATED_INPUTS := $(EMULATED) $(wildcard tests/cuda/driver/*.h*) tests/c/cuda_driver.h $(wildcard src/cuda/kernels/*)
@@ -68,7 +69,7 @@ WARNINGS := -Wall -Wextra -Werror -pedantic
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
 .PHONY: all library demo demo-cuda examples test lint fmt header kernels kernels-check bench bench-failing bench-torch bench-cuda
-.PHONY: lint-cuda emulated-cuda finetune-cuda gpu-bundle sanitize valgrind clean FORCE
+.PHONY: lint-cuda cuda-headers emulated-cuda finetune-cuda gpu-bundle sanitize valgrind clean FORCE
 
 all: library
 
@@ -85,7 +86,7 @@ build/finetune: $(FINETUNE) $(FINETUNE_HEADERS) $(HEADERS) $(LIBRARY) | build
 	$(CC) $(C11) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $(FINETUNE) $(LIBRARY) $(LDLIBS) -o $@
 
 build/finetune-cuda: $(FINETUNE_CUDA) $(FINETUNE_HEADERS) $(HEADERS) $(LIBRARY) $(CUDA_HEADER) $(CUDA_LIBRARY) | build
-	@test -n "$(CUDA_HEADER)" || { echo "$(NO_CUDA_HEADER)" >&2; exit 1; }
+	@test -n "$(CUDA_HEADER)" || { echo '$(NO_CUDA_HEADER)' >&2; exit 1; }
 	$(CC) $(C11) $(CPPFLAGS) -isystem $(dir $(CUDA_HEADER)) $(CFLAGS) $(LDFLAGS) $(FINETUNE_CUDA) $(LIBRARY) \
 	    -L$(dir $(CUDA_LIBRARY)) -lcuda $(LDLIBS) -o $@
 
@@ -97,6 +98,10 @@ build/emulated-cuda/libcuda.so: build/emulated-cuda/libcuda.so.1
 	ln -sf libcuda.so.1 $@
 
 emulated-cuda: build/emulated-cuda/libcuda.so
+
+cuda-headers: | build
+	$(PYTHON) -m venv build/cuda-venv
+	build/cuda-venv/bin/pip install -q --no-deps --upgrade --target build/cuda-headers nvidia-cuda-runtime-cu12==12.4.127
 
 build/finetune-sanitize: $(FINETUNE) $(FINETUNE_HEADERS) $(HEADERS) $(LIBRARY) | build
 	$(CC) $(C11) $(CPPFLAGS) -O1 -g $(SANITIZERS) $(LDFLAGS) $(FINETUNE) $(LIBRARY) $(LDLIBS) -o $@
@@ -126,7 +131,7 @@ demo-cuda: build/finetune-cuda
 
 # For `make examples`, which does without.
 finetune-cuda: $(if $(CUDA_HEADER),build/finetune-cuda)
-	@test -n "$(CUDA_HEADER)" || echo "skipped: finetune_cuda.c: $(NO_CUDA_HEADER)"
+	@test -n "$(CUDA_HEADER)" || echo 'skipped: finetune_cuda.c: $(NO_CUDA_HEADER)'
 
 examples: build/finetune build/minimal-c build/minimal-cpp finetune-cuda
 	build/minimal-c
@@ -145,7 +150,7 @@ lint: $(if $(CUDA_HEADER),lint-cuda)
 	$(CARGO) clippy --features forced-paths --test paths --bench failing -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
 	for file in $(FINETUNE); do $(CC) $(C11) $(CPPFLAGS) $(WARNINGS) -fsyntax-only $$file || exit 1; done
-	@test -n "$(CUDA_HEADER)" || echo "skipped: finetune_cuda.c: $(NO_CUDA_HEADER)"
+	@test -n "$(CUDA_HEADER)" || echo 'skipped: finetune_cuda.c: $(NO_CUDA_HEADER)'
 	$(CC) $(C99) $(CPPFLAGS) $(WARNINGS) -fsyntax-only examples/c/minimal.c
 	$(CXX) $(CPP17) $(CPPFLAGS) $(WARNINGS) -fsyntax-only examples/cpp/minimal.cpp
 	$(CC) $(C99) $(CPPFLAGS) $(WARNINGS) -fsyntax-only benches/adamw.c
