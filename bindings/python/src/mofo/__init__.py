@@ -4,7 +4,27 @@
 used where it is installed.
 """
 
+from ._optimizer import KEEP, Optimizer, cuda_available, library_version, state_size
+from ._options import Options
+from ._results import REPORT_SIZE, MemoryInfo, StateSizes, StepReport
+from ._state import DeviceArray, TensorState
 from ._version import __version__
 from .errors import Error, LibraryError
 
-__all__ = ["Error", "LibraryError", "__version__"]
+__all__ = [
+    "KEEP",
+    "REPORT_SIZE",
+    "DeviceArray",
+    "Error",
+    "LibraryError",
+    "MemoryInfo",
+    "Optimizer",
+    "Options",
+    "StateSizes",
+    "StepReport",
+    "TensorState",
+    "__version__",
+    "cuda_available",
+    "library_version",
+    "state_size",
+]

@@ -1,0 +1,476 @@
+"""The optimizer."""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from . import _arguments
+from ._arguments import DTYPES
+from ._buffers import Buffer, Need, bad_buffer, look_at
+from ._declarations import (
+    MOFO_ERROR_INVALID_STATE,
+    MOFO_ERROR_NOT_FOUND,
+    CMemoryInfo,
+    CStateSizes,
+    CStepArgs,
+    CStepReport,
+    CTensor,
+    CTensorInfo,
+)
+from ._handle import Handle, Turn
+from ._library import library
+from ._options import CPU_TIERS, OptionChanges, Options
+from ._results import LAUNCHED, MemoryInfo, StateSizes, StepReport
+from ._state import TensorState, tensor_state
+from .errors import Error
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+_STATE_BUFFERS = ("exp_avg", "exp_avg_sq", "master")
+
+
+class Keep(enum.Enum):
+    """The default of `Optimizer.bind`: leave this buffer bound as it is."""
+
+    KEEP = "as it is"
+
+
+KEEP = Keep.KEEP
+
+
+@dataclass
+class _Tensor:
+    """A tensor's buffers, which must not go before the library lets go of them."""
+
+    name: str
+    numel: int
+    shape: tuple[int, ...] | None
+    param_dtype: int
+    grad_dtype: int
+    param: Buffer | None
+    grad: Buffer | None
+    state: dict[str, Buffer]
+
+    def check_places(self) -> None:
+        """Raises if an array that the library would use is not where it was when it was bound."""
+        for what, buffer in (("param", self.param), ("grad", self.grad), *self.state.items()):
+            if buffer is not None and buffer.moved():
+                again = "bind the tensor again" if what in ("param", "grad") else "remove the tensor and add it again"
+                raise bad_buffer(
+                    f"{self.name}: the array that is bound as {what} was resized, so that its memory is elsewhere: {again}"
+                )
+
+
+class Optimizer:
+    """Takes MoFO steps on the caller's own arrays.
+
+    `Optimizer(learning_rate=1e-4, update_fraction=0.05)`: the keywords are the fields of `Options`, which describes
+    them; or `Optimizer(options)`, with keywords for what should differ from them.
+
+    Arrays are NumPy arrays, anything with the buffer protocol (bytearray, array.array, memoryview, mmap), anything with
+    `__cuda_array_interface__` for `device="cuda"`, or addresses as integers, for which the caller answers alone. They
+    are used where they are, must be contiguous and, but for gradients, writable, and are kept alive as long as they are
+    bound. A tensor is named by its name or by its index.
+
+    What the library refuses raises `Error`, and has changed nothing. An argument of a wrong Python type raises
+    TypeError. An optimizer is used by one thread at a time: a call during another one raises `Error`; different
+    optimizers run in different threads at the same time, since calls let go of Python's global lock. `close`, or
+    leaving a `with`, frees it.
+    """
+
+    def __init__(self, options: Options | None = None, /, **changes: Unpack[OptionChanges]) -> None:
+        self._handle: Handle | None = None
+        self._options = replace(options if options is not None else Options(), **changes)
+        self._turn = Turn()
+        self._tensors: dict[int, _Tensor] = {}
+        self._indices: dict[str, int] = {}
+        self._handle = Handle(self._options.to_c())
+
+    @property
+    def options(self) -> Options:
+        """The settings it was made with."""
+        return self._options
+
+    @property
+    def tensors(self) -> dict[str, int]:
+        """The index of every tensor by its name, in the order of their indices."""
+        return dict(self._indices)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed: every call but `close` is an error then."""
+        return self._handle is None
+
+    def add(
+        self,
+        name: str,
+        param: Any = None,
+        grad: Any = None,
+        *,
+        numel: int | None = None,
+        dtype: str | None = None,
+        grad_dtype: str | None = None,
+        num_blocks: int = 1,
+        update_fraction: float | None = None,
+        weight_decay: float | None = None,
+        learning_rate_scale: float = 1.0,
+        step_count: int = 0,
+        exp_avg: Any = None,
+        exp_avg_sq: Any = None,
+        master: Any = None,
+    ) -> int:
+        """Adds a parameter tensor and returns its index; indices count up from 0 and are never used again.
+
+        - name: unique within the optimizer; the key of checkpoints and of the tensor's random bits.
+        - param, grad: the arrays, or None: to be bound later; a tensor without a gradient is left alone by steps. A
+          gradient has the parameter's shape, or is flat.
+        - numel, dtype, grad_dtype: entries and types ("f32", "f16", "bf16"), where the arrays do not tell them: addresses
+          tell neither, arrays of bytes and of uint16 not their type. grad_dtype is by default that of the parameter.
+        - num_blocks: cuts the tensor into so many equal contiguous blocks, each with its own largest α; divides numel.
+        - update_fraction in (0, 1], weight_decay: this tensor's own; None: the optimizer's. Biases and norm weights are
+          usually given update_fraction=1; the library never guesses from names.
+        - learning_rate_scale: multiplies the learning rate for this tensor.
+        - exp_avg, exp_avg_sq, master: the caller's own memory for them, of `state_dtype` (the master copy f32); None:
+          the library allocates it. step_count: steps that these moments have already seen; with 0 they start at zero.
+        """
+        with self._call() as handle:
+            functions = handle.library.functions
+            tensor = CTensor()
+            handle.library.check(functions.mofo_tensor_init(tensor, ctypes.sizeof(tensor)))
+            encoded = _arguments.text("the name", name)
+            dtype_number = None if dtype is None else _arguments.choice("dtype", dtype, DTYPES)
+            grad_dtype_number = None if grad_dtype is None else _arguments.choice("grad_dtype", grad_dtype, DTYPES)
+            numel_number = None if numel is None else _arguments.count("numel", numel)
+            device = self._options.device
+            param_buffer = grad_buffer = None
+            if param is not None:
+                need = Need(f"{name}: param", device, True, dtype_number, numel=numel_number)
+                param_buffer = look_at(param, need)
+                dtype_number, numel_number = param_buffer.dtype, param_buffer.numel
+            if grad is not None:
+                need = Need(f"{name}: grad", device, False, grad_dtype_number, dtype_number, numel_number)
+                grad_buffer = look_at(grad, need)
+                grad_dtype_number, numel_number = grad_buffer.dtype, grad_buffer.numel
+                _check_shapes(name, param_buffer.shape if param_buffer else None, grad_buffer)
+            if numel_number is None:
+                raise _arguments.invalid(f"{name}: with neither param nor grad, how many entries are there? (numel=...)")
+            # Without a parameter its type is that of the gradient, and C's default without either.
+            if dtype_number is None:
+                dtype_number = grad_dtype_number or 0
+            if grad_dtype_number is None:
+                grad_dtype_number = dtype_number
+            state: dict[str, Buffer] = {}
+            for what, source in zip(_STATE_BUFFERS, (exp_avg, exp_avg_sq, master)):
+                if source is not None:
+                    kind = 0 if what == "master" else DTYPES[self._options.state_dtype]
+                    state[what] = look_at(source, Need(f"{name}: {what}", device, True, kind, numel=numel_number))
+                    setattr(tensor, what, state[what].address)
+            tensor.name = encoded
+            tensor.numel = numel_number
+            tensor.num_blocks = _arguments.count("num_blocks", num_blocks)
+            tensor.param_dtype, tensor.grad_dtype = dtype_number, grad_dtype_number
+            tensor.param, tensor.grad = _address(param_buffer), _address(grad_buffer)
+            tensor.update_fraction = _arguments.real_or_inherit("update_fraction", update_fraction)
+            tensor.weight_decay = _arguments.real_or_inherit("weight_decay", weight_decay)
+            tensor.learning_rate_scale = _arguments.real("learning_rate_scale", learning_rate_scale)
+            tensor.step_count = _arguments.count("step_count", step_count)
+            index = ctypes.c_uint64()
+            handle.library.check(functions.mofo_add_tensor(handle.pointer, tensor, index))
+            shape = param_buffer.shape if param_buffer else None
+            self._tensors[index.value] = _Tensor(
+                name, numel_number, shape, dtype_number, grad_dtype_number, param_buffer, grad_buffer, state
+            )
+            self._indices[name] = index.value
+            return index.value
+
+    def bind(self, tensor: str | int, param: Any = KEEP, grad: Any = KEEP) -> None:
+        """Binds a tensor to these arrays from now on; what is left out stays bound.
+
+        None as `grad` says that there is no gradient: steps leave the tensor alone. None as `param` unbinds it.
+        """
+        with self._call() as handle:
+            index = self._index(tensor)
+            bound = self._tensors[index]
+            new_param, new_grad, shape = bound.param, bound.grad, bound.shape
+            device = self._options.device
+            if param is not KEEP:
+                new_param = None
+                if param is not None:
+                    need = Need(f"{bound.name}: param", device, True, bound.param_dtype, numel=bound.numel)
+                    new_param = look_at(param, need)
+                    shape = new_param.shape
+            if grad is not KEEP:
+                new_grad = None
+                if grad is not None:
+                    need = Need(f"{bound.name}: grad", device, False, bound.grad_dtype, numel=bound.numel)
+                    new_grad = look_at(grad, need)
+            if new_grad is not None:
+                _check_shapes(bound.name, shape, new_grad)
+            addresses = _address(new_param), _address(new_grad)
+            handle.library.check(handle.library.functions.mofo_bind_tensor(handle.pointer, index, *addresses))
+            bound.param, bound.grad, bound.shape = new_param, new_grad, shape
+
+    def remove(self, tensor: str | int) -> None:
+        """Removes a tensor and frees what the library allocated for it. Refused while a view of its state is alive."""
+        with self._call() as handle:
+            index = self._index(tensor)
+            name = self._tensors[index].name
+            if handle.lent(index):
+                raise Error(
+                    MOFO_ERROR_INVALID_STATE,
+                    f"{name} cannot be removed: arrays that state({name!r}) has given are still in use",
+                )
+            handle.library.check(handle.library.functions.mofo_remove_tensor(handle.pointer, index))
+            del self._tensors[index], self._indices[name]
+
+    def find(self, name: str) -> int:
+        """The index of the tensor of that name."""
+        with self._call() as handle:
+            index = ctypes.c_uint64()
+            encoded = _arguments.text("the name", name)
+            handle.library.check(handle.library.functions.mofo_find_tensor(handle.pointer, encoded, index))
+            return index.value
+
+    def step(
+        self,
+        *,
+        learning_rate: float | None = None,
+        update_fraction: float | None = None,
+        grad_scale: float = 1.0,
+        grad_norm: float | None = None,
+        tensors: Iterable[str | int] | None = None,
+        stream: int = 0,
+        report: int = 0,
+        device_learning_rate: int = 0,
+    ) -> StepReport:
+        """Takes one step of all tensors that have a gradient, or of those in `tensors` (each at most once).
+
+        - learning_rate, update_fraction (of the tensors that have none of their own): of this step; None: the
+          optimizer's.
+        - grad_scale: multiplies every gradient: 1 / loss scale, 1 / accumulation steps. Finite.
+        - grad_norm: the global norm of the gradients, grad_scale included, if it is known; NaN or infinite says that
+          some gradient is. None: the library computes it, over the tensors of this call, where it needs it.
+
+        On CUDA, all of them addresses, 0 for none: `stream`, a cudaStream_t; `report`, `REPORT_SIZE` bytes that the step
+        will write when it has run; `device_learning_rate`, a double to read then. The step is not waited for, and the
+        report that is returned knows no more than that it was `launched`.
+        """
+        with self._call() as handle:
+            args, written = self._step_args(learning_rate, update_fraction, grad_scale, grad_norm, tensors)
+            args.stream = _arguments.count("stream", stream) or None
+            device_report = _arguments.count("report", report)
+            on_cuda = self._options.device == "cuda"
+            if device_report and not on_cuda:
+                raise _arguments.invalid("report is for steps on CUDA; on the CPU step() returns it")
+            args.device_learning_rate = _pointer(ctypes.c_double, device_learning_rate, "device_learning_rate")
+            if on_cuda:
+                args.report = _pointer(CStepReport, device_report, "report")
+            handle.library.check(handle.library.functions.mofo_step(handle.pointer, args))
+            return LAUNCHED if on_cuda else StepReport.from_c(written)
+
+    def grad_norm(
+        self, *, grad_scale: float = 1.0, tensors: Iterable[str | int] | None = None, stream: int = 0
+    ) -> float:
+        """The global norm of the gradients, times |grad_scale|; infinite or NaN exactly if some gradient is."""
+        with self._call() as handle:
+            args, _ = self._step_args(None, None, grad_scale, None, tensors)
+            args.report, args.report_size = None, 0
+            args.stream = _arguments.count("stream", stream) or None
+            norm = ctypes.c_double()
+            handle.library.check(handle.library.functions.mofo_grad_norm(handle.pointer, args, norm))
+            return norm.value
+
+    def state(self, tensor: str | int) -> TensorState:
+        """What the library keeps for a tensor: moments, master copy, thresholds, as arrays of its own memory."""
+        with self._call() as handle:
+            index = self._index(tensor)
+            bound = self._tensors[index]
+            bound.check_places()
+            info = CTensorInfo()
+            handle.library.check(
+                handle.library.functions.mofo_tensor_state(handle.pointer, index, info, ctypes.sizeof(info))
+            )
+            return tensor_state(handle, index, info, self._options.device, tuple(bound.state.values()))
+
+    def set_step_count(self, tensor: str | int, step_count: int) -> None:
+        """Sets how many steps a tensor's moments have seen; with 0 the next step starts them at zero.
+
+        Otherwise the moments, and the master copy if there is one, are taken as they now lie in memory: write all of
+        them through the arrays of `state` first.
+        """
+        with self._call() as handle:
+            index = self._index(tensor)
+            number = _arguments.count("step_count", step_count)
+            handle.library.check(handle.library.functions.mofo_set_step_count(handle.pointer, index, number))
+
+    def state_size(self, numel: int, **tensor: Any) -> StateSizes:
+        """What a tensor would need in this optimizer; the keywords are those of the function `state_size`."""
+        with self._call():
+            return state_size(numel, options=self._options, **tensor)
+
+    def memory(self) -> MemoryInfo:
+        """The memory that the optimizer holds."""
+        with self._call() as handle:
+            info = CMemoryInfo()
+            handle.library.check(handle.library.functions.mofo_memory(handle.pointer, info, ctypes.sizeof(info)))
+            return MemoryInfo.from_c(info)
+
+    @property
+    def cpu_tier(self) -> str:
+        """The instruction set of its loops: "portable", "avx2" or "avx512". Raises `Error` on CUDA."""
+        with self._call() as handle:
+            tier = handle.library.check(handle.library.functions.mofo_cpu_tier(handle.pointer))
+            return next(name for name, number in CPU_TIERS.items() if number == tier)
+
+    def close(self) -> None:
+        """Frees the optimizer, its state and its threads; the arrays that were bound are not touched.
+
+        Where arrays from `state` are still in use, the state's memory is freed when the last of them is gone. Closing
+        twice is fine.
+        """
+        with self._turn.taken():
+            handle, self._handle = self._handle, None
+            if handle is not None and not handle.lent():
+                handle.destroy()
+            self._tensors, self._indices = {}, {}
+
+    def __enter__(self) -> Optimizer:
+        if self.closed:
+            raise _closed()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        """How many tensors there are."""
+        return len(self._tensors)
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<mofo.Optimizer, closed>"
+        return f"<mofo.Optimizer of {len(self)} tensors on {self._options.device}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an Optimizer cannot be pickled or copied: save_to_memory() gives its state as bytes")
+
+    @contextmanager
+    def _call(self) -> Iterator[Handle]:
+        """The open handle, for one call."""
+        with self._turn.taken():
+            if self._handle is None:
+                raise _closed()
+            yield self._handle
+
+    def _index(self, tensor: str | int) -> int:
+        if isinstance(tensor, str):
+            if tensor not in self._indices:
+                raise Error(MOFO_ERROR_NOT_FOUND, f"no tensor is named {tensor!r}")
+            return self._indices[tensor]
+        index = _arguments.count("the index of a tensor", tensor)
+        if index not in self._tensors:
+            raise Error(MOFO_ERROR_NOT_FOUND, f"no tensor has index {index}")
+        return index
+
+    def _step_args(
+        self,
+        learning_rate: float | None,
+        update_fraction: float | None,
+        grad_scale: float,
+        grad_norm: float | None,
+        tensors: Iterable[str | int] | None,
+    ) -> tuple[CStepArgs, CStepReport]:
+        """The arguments of a step whose buffers are where they were, and the report that it will write on the CPU."""
+        loaded = library()
+        args, report = CStepArgs(), CStepReport()
+        loaded.check(loaded.functions.mofo_step_args_init(args, ctypes.sizeof(args)))
+        args.learning_rate = _arguments.real_or_inherit("learning_rate", learning_rate)
+        args.update_fraction = _arguments.real_or_inherit("update_fraction", update_fraction)
+        args.grad_scale = _arguments.real("grad_scale", grad_scale)
+        args.grad_norm = _arguments.real_or_inherit("grad_norm", grad_norm)
+        if tensors is not None:
+            if isinstance(tensors, (str, bytes)):
+                raise TypeError(f"tensors: a list of names or indices is needed, not {tensors!r}")
+            indices = [self._index(tensor) for tensor in tensors]
+            # At least one, so that the pointer to an empty list is not NULL, which would mean all.
+            args.tensors = (ctypes.c_uint64 * max(len(indices), 1))(*indices)
+            args.num_tensors = len(indices)
+        for bound in self._tensors.values():
+            if bound.grad is not None:
+                bound.check_places()
+        args.report = ctypes.pointer(report)
+        args.report_size = ctypes.sizeof(report)
+        return args, report
+
+
+def state_size(
+    numel: int,
+    *,
+    dtype: str = "f32",
+    num_blocks: int = 1,
+    update_fraction: float | None = None,
+    exp_avg: bool = False,
+    exp_avg_sq: bool = False,
+    master: bool = False,
+    options: Options | None = None,
+) -> StateSizes:
+    """The memory that a tensor will need in an optimizer with these options, before anything is allocated.
+
+    `exp_avg`, `exp_avg_sq` and `master` say whether the caller brings the memory for them.
+    """
+    loaded = library()
+    tensor, sizes = CTensor(), CStateSizes()
+    loaded.check(loaded.functions.mofo_tensor_init(tensor, ctypes.sizeof(tensor)))
+    tensor.numel = _arguments.count("numel", numel)
+    tensor.num_blocks = _arguments.count("num_blocks", num_blocks)
+    tensor.param_dtype = _arguments.choice("dtype", dtype, DTYPES)
+    tensor.update_fraction = _arguments.real_or_inherit("update_fraction", update_fraction)
+    # Only whether they are NULL is looked at.
+    own = ctypes.addressof(tensor)
+    tensor.exp_avg, tensor.exp_avg_sq, tensor.master = (
+        own if _arguments.flag(what, brought) else None
+        for what, brought in zip(_STATE_BUFFERS, (exp_avg, exp_avg_sq, master))
+    )
+    of = (options if options is not None else Options()).to_c()
+    loaded.check(loaded.functions.mofo_state_size(of, tensor, sizes, ctypes.sizeof(sizes)))
+    return StateSizes.from_c(sizes)
+
+
+def cuda_available() -> bool:
+    """Whether optimizers for `device="cuda"` can be made here. Why not is what making one says."""
+    return bool(library().functions.mofo_cuda_available())
+
+
+def library_version() -> str:
+    """The version of the library that is loaded, "major.minor.patch"."""
+    return library().version
+
+
+def _closed() -> Error:
+    return Error(MOFO_ERROR_INVALID_STATE, "the optimizer was closed")
+
+
+def _address(buffer: Buffer | None) -> int | None:
+    return None if buffer is None else buffer.address
+
+
+def _pointer(kind: Any, address: int, what: str) -> Any:
+    return ctypes.cast(_arguments.count(what, address) or None, ctypes.POINTER(kind))
+
+
+def _check_shapes(name: str, shape: tuple[int, ...] | None, grad: Buffer) -> None:
+    """A gradient has the parameter's shape, unless one of them is flat or has none."""
+    if shape is None or grad.shape is None or len(shape) == 1 or len(grad.shape) == 1:
+        return
+    if grad.shape != shape:
+        raise bad_buffer(f"{name}: grad has shape {grad.shape}, but param has {shape}")
