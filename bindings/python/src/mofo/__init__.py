@@ -4,7 +4,8 @@
 used where it is installed.
 """
 
-from ._optimizer import KEEP, Optimizer, cuda_available, library_version, state_size
+from ._functions import cuda_available, library_version, state_size
+from ._optimizer import KEEP, Optimizer
 from ._options import Options
 from ._results import REPORT_SIZE, MemoryInfo, StateSizes, StepReport
 from ._state import DeviceArray, TensorState

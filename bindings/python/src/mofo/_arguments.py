@@ -1,4 +1,7 @@
-"""Python values as what C takes. ctypes cuts integers to size and strings at a NUL without a word: here they are refused."""
+"""Python values as what C takes.
+
+ctypes cuts integers to size, and strings at a NUL, without a word: here they are refused.
+"""
 
 from __future__ import annotations
 

@@ -138,8 +138,8 @@ def _on_host(source: Any, need: Need) -> Buffer:
         raise bad_buffer(f"{need.what} gives no access to its memory: {error}") from None
     if not view.c_contiguous:
         raise bad_buffer(
-            f"{need.what} is not contiguous (shape {view.shape}, strides {view.strides}): a copy would lose the update; "
-            "numpy.ascontiguousarray makes one to bind instead"
+            f"{need.what} is not contiguous (shape {view.shape}, strides {view.strides}): "
+            "a copy would lose the update. numpy.ascontiguousarray makes one to bind instead"
         )
     if need.writable and view.readonly:
         raise bad_buffer(f"{need.what} is read-only, but is to be written")
@@ -177,10 +177,10 @@ def _on_gpu(source: Any, interface: dict[str, Any], need: Need) -> Buffer:
 
 
 def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...], size: int) -> bool:
-    for length, stride in zip(reversed(shape), reversed(strides)):
-        if length != 1 and stride != size:
+    for axis in range(len(shape) - 1, -1, -1):
+        if shape[axis] != 1 and strides[axis] != size:
             return False
-        size *= length
+        size *= shape[axis]
     return True
 
 

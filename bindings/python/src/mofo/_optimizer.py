@@ -4,37 +4,33 @@ from __future__ import annotations
 
 import ctypes
 import enum
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from . import _arguments
-from ._arguments import DTYPES
-from ._buffers import Buffer, Need, bad_buffer, look_at
+from ._buffers import Need, look_at
 from ._declarations import (
     MOFO_ERROR_INVALID_STATE,
     MOFO_ERROR_NOT_FOUND,
     CMemoryInfo,
-    CStateSizes,
     CStepArgs,
     CStepReport,
-    CTensor,
     CTensorInfo,
 )
+from ._functions import state_size
 from ._handle import Handle, Turn
 from ._library import library
 from ._options import CPU_TIERS, OptionChanges, Options
 from ._results import LAUNCHED, MemoryInfo, StateSizes, StepReport
 from ._state import TensorState, tensor_state
+from ._tensors import Tensor, address, check_shapes, describe
 from .errors import Error
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-_STATE_BUFFERS = ("exp_avg", "exp_avg_sq", "master")
 
 
 class Keep(enum.Enum):
@@ -44,29 +40,6 @@ class Keep(enum.Enum):
 
 
 KEEP = Keep.KEEP
-
-
-@dataclass
-class _Tensor:
-    """A tensor's buffers, which must not go before the library lets go of them."""
-
-    name: str
-    numel: int
-    shape: tuple[int, ...] | None
-    param_dtype: int
-    grad_dtype: int
-    param: Buffer | None
-    grad: Buffer | None
-    state: dict[str, Buffer]
-
-    def check_places(self) -> None:
-        """Raises if an array that the library would use is not where it was when it was bound."""
-        for what, buffer in (("param", self.param), ("grad", self.grad), *self.state.items()):
-            if buffer is not None and buffer.moved():
-                again = "bind the tensor again" if what in ("param", "grad") else "remove the tensor and add it again"
-                raise bad_buffer(
-                    f"{self.name}: the array that is bound as {what} was resized, so that its memory is elsewhere: {again}"
-                )
 
 
 class Optimizer:
@@ -90,7 +63,7 @@ class Optimizer:
         self._handle: Handle | None = None
         self._options = replace(options if options is not None else Options(), **changes)
         self._turn = Turn()
-        self._tensors: dict[int, _Tensor] = {}
+        self._tensors: dict[int, Tensor] = {}
         self._indices: dict[str, int] = {}
         self._handle = Handle(self._options.to_c())
 
@@ -132,8 +105,8 @@ class Optimizer:
         - name: unique within the optimizer; the key of checkpoints and of the tensor's random bits.
         - param, grad: the arrays, or None: to be bound later; a tensor without a gradient is left alone by steps. A
           gradient has the parameter's shape, or is flat.
-        - numel, dtype, grad_dtype: entries and types ("f32", "f16", "bf16"), where the arrays do not tell them: addresses
-          tell neither, arrays of bytes and of uint16 not their type. grad_dtype is by default that of the parameter.
+        - numel, dtype, grad_dtype: entries and types ("f32", "f16", "bf16"), where the arrays do not tell them:
+          addresses tell neither, arrays of bytes and of uint16 not their type. grad_dtype is by default dtype.
         - num_blocks: cuts the tensor into so many equal contiguous blocks, each with its own largest α; divides numel.
         - update_fraction in (0, 1], weight_decay: this tensor's own; None: the optimizer's. Biases and norm weights are
           usually given update_fraction=1; the library never guesses from names.
@@ -142,52 +115,16 @@ class Optimizer:
           the library allocates it. step_count: steps that these moments have already seen; with 0 they start at zero.
         """
         with self._call() as handle:
-            functions = handle.library.functions
-            tensor = CTensor()
-            handle.library.check(functions.mofo_tensor_init(tensor, ctypes.sizeof(tensor)))
-            encoded = _arguments.text("the name", name)
-            dtype_number = None if dtype is None else _arguments.choice("dtype", dtype, DTYPES)
-            grad_dtype_number = None if grad_dtype is None else _arguments.choice("grad_dtype", grad_dtype, DTYPES)
-            numel_number = None if numel is None else _arguments.count("numel", numel)
-            device = self._options.device
-            param_buffer = grad_buffer = None
-            if param is not None:
-                need = Need(f"{name}: param", device, True, dtype_number, numel=numel_number)
-                param_buffer = look_at(param, need)
-                dtype_number, numel_number = param_buffer.dtype, param_buffer.numel
-            if grad is not None:
-                need = Need(f"{name}: grad", device, False, grad_dtype_number, dtype_number, numel_number)
-                grad_buffer = look_at(grad, need)
-                grad_dtype_number, numel_number = grad_buffer.dtype, grad_buffer.numel
-                _check_shapes(name, param_buffer.shape if param_buffer else None, grad_buffer)
-            if numel_number is None:
-                raise _arguments.invalid(f"{name}: with neither param nor grad, how many entries are there? (numel=...)")
-            # Without a parameter its type is that of the gradient, and C's default without either.
-            if dtype_number is None:
-                dtype_number = grad_dtype_number or 0
-            if grad_dtype_number is None:
-                grad_dtype_number = dtype_number
-            state: dict[str, Buffer] = {}
-            for what, source in zip(_STATE_BUFFERS, (exp_avg, exp_avg_sq, master)):
-                if source is not None:
-                    kind = 0 if what == "master" else DTYPES[self._options.state_dtype]
-                    state[what] = look_at(source, Need(f"{name}: {what}", device, True, kind, numel=numel_number))
-                    setattr(tensor, what, state[what].address)
-            tensor.name = encoded
-            tensor.numel = numel_number
-            tensor.num_blocks = _arguments.count("num_blocks", num_blocks)
-            tensor.param_dtype, tensor.grad_dtype = dtype_number, grad_dtype_number
-            tensor.param, tensor.grad = _address(param_buffer), _address(grad_buffer)
-            tensor.update_fraction = _arguments.real_or_inherit("update_fraction", update_fraction)
-            tensor.weight_decay = _arguments.real_or_inherit("weight_decay", weight_decay)
-            tensor.learning_rate_scale = _arguments.real("learning_rate_scale", learning_rate_scale)
-            tensor.step_count = _arguments.count("step_count", step_count)
+            state = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "master": master}
+            c_tensor, tensor = describe(self._options, name, param, grad, numel, dtype, grad_dtype, state)
+            c_tensor.num_blocks = _arguments.count("num_blocks", num_blocks)
+            c_tensor.update_fraction = _arguments.real_or_inherit("update_fraction", update_fraction)
+            c_tensor.weight_decay = _arguments.real_or_inherit("weight_decay", weight_decay)
+            c_tensor.learning_rate_scale = _arguments.real("learning_rate_scale", learning_rate_scale)
+            c_tensor.step_count = _arguments.count("step_count", step_count)
             index = ctypes.c_uint64()
-            handle.library.check(functions.mofo_add_tensor(handle.pointer, tensor, index))
-            shape = param_buffer.shape if param_buffer else None
-            self._tensors[index.value] = _Tensor(
-                name, numel_number, shape, dtype_number, grad_dtype_number, param_buffer, grad_buffer, state
-            )
+            handle.library.check(handle.library.functions.mofo_add_tensor(handle.pointer, c_tensor, index))
+            self._tensors[index.value] = tensor
             self._indices[name] = index.value
             return index.value
 
@@ -199,24 +136,18 @@ class Optimizer:
         with self._call() as handle:
             index = self._index(tensor)
             bound = self._tensors[index]
-            new_param, new_grad, shape = bound.param, bound.grad, bound.shape
-            device = self._options.device
-            if param is not KEEP:
-                new_param = None
-                if param is not None:
-                    need = Need(f"{bound.name}: param", device, True, bound.param_dtype, numel=bound.numel)
-                    new_param = look_at(param, need)
-                    shape = new_param.shape
-            if grad is not KEEP:
-                new_grad = None
-                if grad is not None:
-                    need = Need(f"{bound.name}: grad", device, False, bound.grad_dtype, numel=bound.numel)
-                    new_grad = look_at(grad, need)
+            new_param, new_grad, device = bound.param, bound.grad, self._options.device
+            if not isinstance(param, Keep):
+                need = Need(f"{bound.name}: param", device, True, bound.param_dtype, numel=bound.numel)
+                new_param = None if param is None else look_at(param, need)
+            if not isinstance(grad, Keep):
+                need = Need(f"{bound.name}: grad", device, False, bound.grad_dtype, numel=bound.numel)
+                new_grad = None if grad is None else look_at(grad, need)
             if new_grad is not None:
-                _check_shapes(bound.name, shape, new_grad)
-            addresses = _address(new_param), _address(new_grad)
+                check_shapes(bound.name, new_param.shape if new_param else bound.shape, new_grad)
+            addresses = address(new_param), address(new_grad)
             handle.library.check(handle.library.functions.mofo_bind_tensor(handle.pointer, index, *addresses))
-            bound.param, bound.grad, bound.shape = new_param, new_grad, shape
+            bound.rebind(new_param, new_grad)
 
     def remove(self, tensor: str | int) -> None:
         """Removes a tensor and frees what the library allocated for it. Refused while a view of its state is alive."""
@@ -259,9 +190,9 @@ class Optimizer:
         - grad_norm: the global norm of the gradients, grad_scale included, if it is known; NaN or infinite says that
           some gradient is. None: the library computes it, over the tensors of this call, where it needs it.
 
-        On CUDA, all of them addresses, 0 for none: `stream`, a cudaStream_t; `report`, `REPORT_SIZE` bytes that the step
-        will write when it has run; `device_learning_rate`, a double to read then. The step is not waited for, and the
-        report that is returned knows no more than that it was `launched`.
+        On CUDA, all of them addresses, 0 for none: `stream`, a cudaStream_t; `report`, `REPORT_SIZE` bytes that the
+        step will write when it has run; `device_learning_rate`, a double to read then. The step is not waited for, and
+        the report that is returned knows no more than that it was `launched`.
         """
         with self._call() as handle:
             args, written = self._step_args(learning_rate, update_fraction, grad_scale, grad_norm, tensors)
@@ -413,64 +344,9 @@ class Optimizer:
         return args, report
 
 
-def state_size(
-    numel: int,
-    *,
-    dtype: str = "f32",
-    num_blocks: int = 1,
-    update_fraction: float | None = None,
-    exp_avg: bool = False,
-    exp_avg_sq: bool = False,
-    master: bool = False,
-    options: Options | None = None,
-) -> StateSizes:
-    """The memory that a tensor will need in an optimizer with these options, before anything is allocated.
-
-    `exp_avg`, `exp_avg_sq` and `master` say whether the caller brings the memory for them.
-    """
-    loaded = library()
-    tensor, sizes = CTensor(), CStateSizes()
-    loaded.check(loaded.functions.mofo_tensor_init(tensor, ctypes.sizeof(tensor)))
-    tensor.numel = _arguments.count("numel", numel)
-    tensor.num_blocks = _arguments.count("num_blocks", num_blocks)
-    tensor.param_dtype = _arguments.choice("dtype", dtype, DTYPES)
-    tensor.update_fraction = _arguments.real_or_inherit("update_fraction", update_fraction)
-    # Only whether they are NULL is looked at.
-    own = ctypes.addressof(tensor)
-    tensor.exp_avg, tensor.exp_avg_sq, tensor.master = (
-        own if _arguments.flag(what, brought) else None
-        for what, brought in zip(_STATE_BUFFERS, (exp_avg, exp_avg_sq, master))
-    )
-    of = (options if options is not None else Options()).to_c()
-    loaded.check(loaded.functions.mofo_state_size(of, tensor, sizes, ctypes.sizeof(sizes)))
-    return StateSizes.from_c(sizes)
-
-
-def cuda_available() -> bool:
-    """Whether optimizers for `device="cuda"` can be made here. Why not is what making one says."""
-    return bool(library().functions.mofo_cuda_available())
-
-
-def library_version() -> str:
-    """The version of the library that is loaded, "major.minor.patch"."""
-    return library().version
-
-
 def _closed() -> Error:
     return Error(MOFO_ERROR_INVALID_STATE, "the optimizer was closed")
 
 
-def _address(buffer: Buffer | None) -> int | None:
-    return None if buffer is None else buffer.address
-
-
-def _pointer(kind: Any, address: int, what: str) -> Any:
-    return ctypes.cast(_arguments.count(what, address) or None, ctypes.POINTER(kind))
-
-
-def _check_shapes(name: str, shape: tuple[int, ...] | None, grad: Buffer) -> None:
-    """A gradient has the parameter's shape, unless one of them is flat or has none."""
-    if shape is None or grad.shape is None or len(shape) == 1 or len(grad.shape) == 1:
-        return
-    if grad.shape != shape:
-        raise bad_buffer(f"{name}: grad has shape {grad.shape}, but param has {shape}")
+def _pointer(kind: Any, where: int, what: str) -> Any:
+    return ctypes.cast(_arguments.count(what, where), ctypes.POINTER(kind))

@@ -100,7 +100,7 @@ class Options:
         loaded = library()
         options = COptions()
         loaded.check(loaded.functions.mofo_options_init(options, ctypes.sizeof(options)))
-        kinds = dict(options._fields_)
+        kinds = {field[0]: field[1] for field in options._fields_}
         for field in fields(self):
             setattr(options, field.name, _to_c(field.name, getattr(self, field.name), kinds[field.name]))
         return options

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from ._declarations import MOFO_INHERIT, MOFO_OK, CMemoryInfo, CStateSizes, CStepReport
 
@@ -78,7 +78,7 @@ class MemoryInfo:
     @classmethod
     def from_c(cls, info: CMemoryInfo) -> MemoryInfo:
         """From the C struct."""
-        return cls(**{name: getattr(info, name) for name, _ in info._fields_})
+        return cls(**{field.name: getattr(info, field.name) for field in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -99,4 +99,4 @@ class StateSizes:
     @classmethod
     def from_c(cls, sizes: CStateSizes) -> StateSizes:
         """From the C struct."""
-        return cls(**{name: getattr(sizes, name) for name, _ in sizes._fields_})
+        return cls(**{field.name: getattr(sizes, field.name) for field in fields(cls)})

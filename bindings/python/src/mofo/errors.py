@@ -30,4 +30,4 @@ class Error(Exception):
 
 
 class LibraryError(Error, ImportError):
-    """The shared library is missing, cannot be loaded, or has another version. The status is `MOFO_ERROR_UNSUPPORTED`."""
+    """The shared library is missing, cannot be loaded, or has another version: `MOFO_ERROR_UNSUPPORTED`."""

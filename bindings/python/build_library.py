@@ -1,0 +1,80 @@
+"""hatchling's hook: builds the shared library with cargo and puts it into the wheel.
+
+`MOFO_LIBRARY` names a shared library to take instead, for another target or with other features; `CARGO` the cargo to
+call, whose own environment variables, such as `CARGO_TARGET_DIR`, work as usual.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+FILE_NAME = {"darwin": "libmofo.dylib", "win32": "mofo.dll"}.get(sys.platform, "libmofo.so")
+
+NO_SDIST = (
+    "mofo has no source distribution for Python: the library is built from the whole checkout, which this folder is a "
+    "part of. Build a wheel (`pip wheel bindings/python`, or `python -m build --wheel bindings/python`), or install from "
+    "the checkout (`pip install bindings/python`)"
+)
+
+
+class LibraryHook(BuildHookInterface):  # type: ignore[type-arg]
+    """Called by hatchling before each build."""
+
+    PLUGIN_NAME = "custom"
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Adds the library to what is built."""
+        if self.target_name == "sdist":
+            raise SystemExit(NO_SDIST)
+        package = Path(self.root) / "src" / "mofo"
+        library = self._library()
+        # Python itself runs nothing of the library, so that any Python does; the library is for one platform.
+        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data["tag"] = f"py3-none-{platform}"
+        build_data["pure_python"] = False
+        if version == "editable":
+            # Then the package is where it lies.
+            shutil.copy2(library, package / FILE_NAME)
+        else:
+            build_data["force_include"][str(library)] = f"mofo/{FILE_NAME}"
+
+    def _library(self) -> Path:
+        named = os.environ.get("MOFO_LIBRARY")
+        if named:
+            if not Path(named).is_file():
+                raise SystemExit(f"MOFO_LIBRARY names {named}, which is not a file")
+            return Path(named).resolve()
+        return self._built(Path(self.root).resolve().parent.parent / "Cargo.toml")
+
+    def _built(self, manifest: Path) -> Path:
+        """What cargo has built, as cargo itself tells."""
+        if not manifest.is_file():
+            raise SystemExit(f"there is no {manifest}: mofo is built in its checkout")
+        cargo = os.environ.get("CARGO", "cargo")
+        command = [cargo, "build", "--release", "--lib", "--locked", "--manifest-path", str(manifest)]
+        self.app.display_info(" ".join(command))
+        try:
+            done = subprocess.run([*command, "--message-format=json-render-diagnostics"], stdout=subprocess.PIPE)
+        except FileNotFoundError:
+            raise SystemExit(
+                f"{cargo} is not there: mofo is written in Rust and built with cargo (https://rustup.rs), "
+                "or MOFO_LIBRARY names a shared library that is built already"
+            ) from None
+        if done.returncode != 0:
+            raise SystemExit(f"`{' '.join(command)}` failed")
+        messages = [json.loads(line) for line in done.stdout.splitlines() if line.startswith(b"{")]
+        for message in messages:
+            if message["reason"] == "compiler-artifact" and message["manifest_path"] == str(manifest):
+                for name in message["filenames"]:
+                    if Path(name).name == FILE_NAME:
+                        return Path(name)
+        raise SystemExit(f"cargo has built no {FILE_NAME}: the target cannot have shared libraries")
