@@ -1,0 +1,87 @@
+"""What a parameter and its gradient must be like, said in words where they are not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from .. import _declarations as c
+from ..errors import Error
+from ._memory import fits_storage, is_dense
+from ._settings import DTYPES
+
+_TYPES = "float32, float16 or bfloat16"
+
+
+def what_is_wrong_with(param: Tensor, num_blocks: int) -> str | None:
+    """Why a parameter cannot be stepped, or None. Where it lies is not looked at: it may be moved yet."""
+    if param.layout is not torch.strided:
+        return f"is of layout {param.layout}: only dense tensors can be stepped"
+    if param.dtype not in DTYPES:
+        return f"is of type {param.dtype}, but must be of {_TYPES}"
+    if is_traceable_wrapper_subclass(param):
+        return (
+            f"is a {type(param).__name__}: of a sharded tensor each shard would be filtered by itself, which is another "
+            "algorithm; MoFO needs whole tensors"
+        )
+    if not is_dense(param):
+        return (
+            f"has gaps or overlaps in memory (shape {tuple(param.shape)}, strides {param.stride()}): "
+            "make it contiguous, or step the tensor that it is a view of"
+        )
+    if num_blocks > 1:
+        if param.numel() % num_blocks:
+            return f"has {param.numel()} entries, which num_blocks = {num_blocks} does not divide"
+        if not param.is_contiguous():
+            return f"must be contiguous for num_blocks = {num_blocks}: its blocks would not be slices of its first dimension"
+    return None
+
+
+def check_param(param: Tensor, name: str, num_blocks: int) -> None:
+    """Raises the library's error for a parameter that cannot be stepped here and now."""
+    problem = what_is_wrong_with(param, num_blocks)
+    if problem is not None:
+        raise Error(c.MOFO_ERROR_INVALID_BUFFER, f"parameter {name} {problem}")
+    if param.device.type not in ("cpu", "cuda"):
+        raise Error(c.MOFO_ERROR_UNSUPPORTED, f"parameter {name} is on {param.device}, but must be on the CPU or on a CUDA device")
+    check_storage(param, f"parameter {name}")
+
+
+def check_storage(tensor: Tensor, what: str) -> None:
+    if tensor.numel() and (tensor.data_ptr() == 0 or not fits_storage(tensor)):
+        raise Error(c.MOFO_ERROR_INVALID_BUFFER, f"{what} has lost its memory: its storage was freed or made smaller")
+
+
+def check_grad(grad: Tensor, param: Tensor, name: str) -> None:
+    if grad.layout is not torch.strided:
+        raise Error(
+            c.MOFO_ERROR_UNSUPPORTED,
+            f"parameter {name} has a gradient of layout {grad.layout}, but sparse gradients cannot be stepped: "
+            "an Embedding makes dense ones with sparse=False",
+        )
+    if grad.dtype not in DTYPES:
+        raise Error(c.MOFO_ERROR_INVALID_ARGUMENT, f"parameter {name} has a gradient of type {grad.dtype}, but it must be of {_TYPES}")
+    if grad.shape != param.shape or grad.device != param.device:
+        raise Error(
+            c.MOFO_ERROR_INVALID_BUFFER,
+            f"parameter {name} has shape {tuple(param.shape)} on {param.device}, "
+            f"its gradient shape {tuple(grad.shape)} on {grad.device}",
+        )
+    if is_traceable_wrapper_subclass(grad):
+        raise Error(c.MOFO_ERROR_UNSUPPORTED, f"parameter {name} has a gradient that is a {type(grad).__name__}: it must be a plain tensor")
+
+
+def overlapping(named: Iterable[tuple[str, Tensor]]) -> tuple[str, str] | None:
+    """The names of two of these dense tensors that share memory, or None."""
+    spans = sorted(
+        (tensor.device.type, tensor.device.index or 0, tensor.data_ptr(), tensor.numel() * tensor.element_size(), name)
+        for name, tensor in named
+        if tensor.numel() and tensor.device.type != "meta" and tensor.data_ptr()
+    )
+    for before, after in zip(spans, spans[1:], strict=False):
+        if before[:2] == after[:2] and before[2] + before[3] > after[2]:
+            return before[4], after[4]
+    return None

@@ -1,0 +1,396 @@
+"""What keeps the library in step with the optimizer's groups, parameters, gradients and state, all of which may change."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from .. import _declarations as c
+from .._handle import Turn
+from ..errors import Error
+from ._checks import check_grad, check_param, check_storage, overlapping
+from ._handle import DeviceHandle
+from ._memory import in_order_of, same_order
+from ._settings import DTYPES, GroupSettings, HandleSettings, raw_options, settings_of
+from ._state import complete, follow_param, needs_master
+
+_NONE = torch.empty(0)
+
+_Call = tuple[DeviceHandle, float, float, float]
+
+
+def names_of(group: Mapping[str, Any], number: int) -> list[str]:
+    """The names of a group's parameters: those that were given, else "<group>.<position>"."""
+    return list(group.get("param_names") or (f"{number}.{position}" for position in range(len(group["params"]))))
+
+
+class Row:
+    """A parameter, and what the library was told of it. `handle` is None as long as it was told nothing."""
+
+    __slots__ = (
+        "added_with",
+        "checked_for",
+        "exp_avg",
+        "exp_avg_ptr",
+        "exp_avg_sq",
+        "exp_avg_sq_ptr",
+        "grad_dtype",
+        "grad_ptr",
+        "handle",
+        "index",
+        "is_cuda",
+        "master",
+        "master_ptr",
+        "name",
+        "num_blocks",
+        "param",
+        "param_dtype",
+        "param_ptr",
+        "shape",
+        "state",
+        "step",
+        "step_cell",
+        "step_ptr",
+        "steps",
+        "stride",
+        "version",
+    )
+
+    def __init__(self, param: Tensor, name: str) -> None:
+        self.param = param
+        self.name = name
+        self.handle: DeviceHandle | None = None
+        self.index = 0
+        self.added_with: object = None
+        self.checked_for: object = None
+        self.num_blocks = 1
+        self.param_dtype: torch.dtype | None = None
+        self.param_ptr = 0
+        self.grad_ptr: int | None = None
+        self.grad_dtype: torch.dtype | None = None
+        self.is_cuda = False
+        self.shape = torch.Size()
+        self.stride: tuple[int, ...] = ()
+        self.version = 0
+        self.state: dict[str, Any] | None = None
+        self.exp_avg = _NONE
+        self.exp_avg_ptr = 0
+        self.exp_avg_sq = _NONE
+        self.exp_avg_sq_ptr = 0
+        self.master: Tensor | None = None
+        self.master_ptr = 0
+        self.step = _NONE
+        self.step_ptr = 0
+        self.step_cell = ctypes.c_int64()
+        self.steps = 0
+
+    def knows_state(self, state: dict[str, Any] | None) -> bool:
+        """Whether this is the state that the library works on, in the same memory."""
+        if state is not self.state or state is None:
+            return False
+        master = self.master
+        if master is not None and master.data_ptr() != self.master_ptr:
+            return False
+        return (
+            state.get("exp_avg") is self.exp_avg
+            and self.exp_avg.data_ptr() == self.exp_avg_ptr
+            and state.get("exp_avg_sq") is self.exp_avg_sq
+            and self.exp_avg_sq.data_ptr() == self.exp_avg_sq_ptr
+            and state.get("step") is self.step
+            and self.step.data_ptr() == self.step_ptr
+            and state.get("master") is master
+        )
+
+    def detach(self) -> None:
+        """Takes the parameter out of the library. Its state stays: it is the optimizer's."""
+        if self.handle is not None:
+            self.handle.remove(self.index)
+            self.handle = None
+            self.grad_ptr = None
+
+
+class Group:
+    """A parameter group as it was last seen."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.raw: tuple[Any, ...] | None = None
+        self.settings: GroupSettings | None = None
+        # Another object whenever something has changed that parameters and their state are checked for, ...
+        self.checked_for: object = None
+        # ... or that the library is told when a tensor is added.
+        self.added_with: object = None
+
+    def refresh(self, group: Mapping[str, Any]) -> GroupSettings:
+        raw = raw_options(group)
+        if self.settings is None or raw != self.raw:
+            settings = settings_of(raw, len(group["params"]))
+            before = self.settings
+            if before is None or _checked(before) != _checked(settings):
+                self.checked_for = object()
+            if before is None or _added(before) != _added(settings):
+                self.added_with = object()
+            self.settings, self.raw = settings, raw
+        return self.settings
+
+
+def _checked(settings: GroupSettings) -> tuple[Any, ...]:
+    return settings.state_dtype, settings.handle.master_weights, settings.num_blocks
+
+
+def _added(settings: GroupSettings) -> tuple[Any, ...]:
+    return settings.handle, settings.weight_decay
+
+
+class Engine:
+    """The library optimizers behind a `MoFO`. It is built anew after loading, copying and pickling."""
+
+    def __init__(self) -> None:
+        self._groups: list[Group] = []
+        # The newest of its kind; older ones may still have tensors.
+        self._handle_for: dict[tuple[HandleSettings, torch.device], DeviceHandle] = {}
+        self._handles: list[DeviceHandle] = []
+        self._turn = Turn()
+        self._params_moved = False
+
+    def step(self, groups: list[dict[str, Any]], states: Mapping[Tensor, dict[str, Any]]) -> None:
+        """Steps every parameter that has a gradient. Everything is checked before the first parameter changes."""
+        with self._turn.taken():
+            copies: list[Tensor] = []
+            calls = self._prepare(groups, states, copies)
+            if self._params_moved:
+                self._check_overlaps()
+            self._check_capture(calls)
+            for (handle, learning_rate, update_fraction, grad_scale), rows in calls.items():
+                handle.step([row.index for row in rows], learning_rate, update_fraction, grad_scale)
+                for row in rows:
+                    row.steps += 1
+                    row.step_cell.value = row.steps
+                # Autograd then notices that what it has kept for a backward pass is no longer the same.
+                increment_version([row.param for row in rows])
+                for row in rows:
+                    if row.master is not None:
+                        row.version = row.param._version
+
+    def _prepare(
+        self, groups: list[dict[str, Any]], states: Mapping[Tensor, dict[str, Any]], copies: list[Tensor]
+    ) -> dict[_Call, list[Row]]:
+        """Brings the library up to date, and says which calls make the step."""
+        # All options before all tensors: a schedule gone wrong must not leave half of them in other handles.
+        self._follow_params(groups)
+        settings_of_groups = [known.refresh(group) for known, group in zip(self._groups, groups, strict=True)]
+        calls: dict[_Call, list[Row]] = {}
+        strided = torch.strided
+        reattached = False
+        for known, settings in zip(self._groups, settings_of_groups, strict=True):
+            checked_for, added_with = known.checked_for, known.added_with
+            call_of: DeviceHandle | None = None
+            for position, row in enumerate(known.rows):
+                param = row.param
+                grad = param.grad
+                state = states.get(param)
+                if grad is None:
+                    if row.handle is not None:
+                        self._rest(row, state)
+                    continue
+                # The common case, spelt out: it is most of what a step costs in Python.
+                if not (
+                    row.handle is not None
+                    and row.checked_for is checked_for
+                    and row.knows_state(state)
+                    and param.dtype is row.param_dtype
+                    and param.shape == row.shape
+                    and param.stride() == row.stride
+                    and grad.layout is strided
+                    and grad.dtype is row.grad_dtype
+                    and grad.is_cuda is row.is_cuda
+                    and grad.shape == row.shape
+                    and param.is_cuda is row.is_cuda
+                ):
+                    reattached = True
+                    if not self._attach(row, known, position, states):
+                        continue
+                elif row.added_with is not added_with:
+                    reattached = True
+                    self._add(row, known)
+                if grad.stride() != row.stride and not same_order(grad, param):
+                    grad = in_order_of(grad.detach(), param)
+                    copies.append(grad)
+                self._bind(row, grad)
+                handle = row.handle
+                if handle is not call_of:
+                    assert handle is not None
+                    call_of = handle
+                    call = (handle, settings.learning_rate, settings.update_fraction, settings.grad_scale)
+                    rows = calls.setdefault(call, [])
+                rows.append(row)
+        if reattached:
+            self._destroy_unused()
+        return calls
+
+    def _follow_params(self, groups: list[dict[str, Any]]) -> None:
+        """Rows for the parameters that the groups have now; parameters that have left are taken out of the library."""
+        same = len(groups) == len(self._groups) and all(
+            len(known.rows) == len(group["params"])
+            and all(row.param is param for row, param in zip(known.rows, group["params"], strict=True))
+            for known, group in zip(self._groups, groups, strict=True)
+        )
+        if same:
+            return
+        rows = {id(row.param): row for row in self._rows()}
+        found: list[Group] = []
+        for number, group in enumerate(groups):
+            known = Group()
+            for param, name in zip(group["params"], names_of(group, number), strict=True):
+                row = rows.pop(id(param), None)
+                if row is not None and row.name != name:
+                    row.detach()
+                    row = None
+                known.rows.append(row or Row(param, name))
+            found.append(known)
+        for row in rows.values():
+            row.detach()
+        self._groups = found
+        self._params_moved = True
+
+    def _rows(self) -> Iterable[Row]:
+        return chain.from_iterable(known.rows for known in self._groups)
+
+    def _rest(self, row: Row, state: dict[str, Any] | None) -> None:
+        """A parameter without a gradient: the library must not look at memory that may be gone."""
+        assert row.handle is not None
+        if not row.knows_state(state):
+            row.detach()
+        elif row.grad_ptr is not None:
+            row.handle.bind(row.index, row.param_ptr, None)
+            row.grad_ptr = None
+
+    def _bind(self, row: Row, grad: Tensor) -> None:
+        """Tells the library where parameter and gradient lie, and how many steps were made, if any of it has changed."""
+        handle = row.handle
+        assert handle is not None
+        param = row.param
+        param_ptr = param.data_ptr()
+        grad_ptr = grad.data_ptr()
+        if param_ptr != row.param_ptr or grad_ptr != row.grad_ptr:
+            if param_ptr != row.param_ptr:
+                check_storage(param, f"parameter {row.name}")
+                self._params_moved = True
+                # Other memory may hold other values.
+                row.version = -1
+            if grad_ptr == 0:
+                check_storage(grad, f"the gradient of parameter {row.name}")
+            handle.bind(row.index, param_ptr, grad_ptr)
+            row.param_ptr = param_ptr
+            row.grad_ptr = grad_ptr
+        if row.step_cell.value != row.steps:
+            row.steps = row.step_cell.value
+            if row.steps < 0:
+                raise _negative_step(row)
+            handle.set_step_count(row.index, row.steps)
+        if row.master is not None and row.version != param._version:
+            follow_param(row.master, param)
+            row.version = param._version
+
+    def _attach(self, row: Row, known: Group, position: int, states: Mapping[Tensor, dict[str, Any]]) -> bool:
+        """Adds the parameter to the library, anew if it was there; False if there is nothing in it to step."""
+        param, settings = row.param, known.settings
+        grad = param.grad
+        assert settings is not None and grad is not None
+        num_blocks = settings.num_blocks if isinstance(settings.num_blocks, int) else settings.num_blocks[position]
+        check_param(param, row.name, num_blocks)
+        check_grad(grad, param, row.name)
+        if row.param_dtype is not None and param.dtype is not row.param_dtype:
+            raise Error(
+                c.MOFO_ERROR_INVALID_STATE,
+                f"parameter {row.name} was of {row.param_dtype} and is now of {param.dtype}: "
+                "optimizer.load_state_dict(optimizer.state_dict()) goes on with the new type",
+            )
+        if param.numel() == 0:
+            return False
+        state = states[param]
+        master = needs_master(param, settings.handle.master_weights)
+        complete(state, param, row.name, settings.state_dtype, master)
+        row.detach()
+        row.state = state
+        row.exp_avg, row.exp_avg_sq, row.step = state["exp_avg"], state["exp_avg_sq"], state["step"]
+        row.master = state["master"] if master else None
+        row.exp_avg_ptr = row.exp_avg.data_ptr()
+        row.exp_avg_sq_ptr = row.exp_avg_sq.data_ptr()
+        row.master_ptr = 0 if row.master is None else row.master.data_ptr()
+        row.step_ptr = row.step.data_ptr()
+        row.step_cell = ctypes.c_int64.from_address(row.step_ptr)
+        row.num_blocks = num_blocks
+        row.param_dtype, row.grad_dtype = param.dtype, grad.dtype
+        row.shape, row.stride, row.is_cuda = param.shape, param.stride(), param.is_cuda
+        row.version = -1
+        row.checked_for = known.checked_for
+        self._params_moved = True
+        self._add(row, known)
+        return True
+
+    def _add(self, row: Row, known: Group) -> None:
+        """Adds the parameter to the library with the group's present options; it and its state are known to be sound."""
+        settings, param = known.settings, row.param
+        assert settings is not None and row.param_dtype is not None and row.grad_dtype is not None
+        row.detach()
+        handle = self._handle(settings.handle, param.device)
+        row.param_ptr = param.data_ptr()
+        row.steps = row.step_cell.value
+        if row.steps < 0:
+            raise _negative_step(row)
+        row.index = handle.add(
+            name=row.name,
+            numel=param.numel(),
+            num_blocks=row.num_blocks,
+            param_dtype=DTYPES[row.param_dtype],
+            grad_dtype=DTYPES[row.grad_dtype],
+            param=row.param_ptr,
+            grad=None,
+            weight_decay=settings.weight_decay,
+            step_count=row.steps,
+            exp_avg=row.exp_avg_ptr,
+            exp_avg_sq=row.exp_avg_sq_ptr,
+            master=row.master_ptr or None,
+        )
+        row.handle = handle
+        row.added_with = known.added_with
+
+    def _handle(self, settings: HandleSettings, device: torch.device) -> DeviceHandle:
+        key = (settings, device)
+        handle = self._handle_for.get(key)
+        if handle is None or handle.is_worn:
+            handle = self._handle_for[key] = DeviceHandle(settings, device)
+            self._handles.append(handle)
+        return handle
+
+    def _destroy_unused(self) -> None:
+        unused = [handle for handle in self._handles if handle.num_tensors == 0]
+        for handle in unused:
+            handle.destroy()
+        if unused:
+            self._handles = [handle for handle in self._handles if handle not in unused]
+            self._handle_for = {key: handle for key, handle in self._handle_for.items() if handle not in unused}
+
+    def _check_overlaps(self) -> None:
+        pair = overlapping((row.name, row.param) for row in self._rows() if row.handle is not None)
+        if pair is not None:
+            raise Error(c.MOFO_ERROR_INVALID_BUFFER, f"parameters {pair[0]} and {pair[1]} share memory")
+        self._params_moved = False
+
+    def _check_capture(self, calls: Iterable[_Call]) -> None:
+        if any(call[0].device.type == "cuda" for call in calls) and torch.cuda.is_current_stream_capturing():
+            raise Error(
+                c.MOFO_ERROR_UNSUPPORTED,
+                "a step cannot be captured in a CUDA graph from PyTorch: `step` of the state would not count at a replay",
+            )
+
+
+def _negative_step(row: Row) -> Error:
+    return Error(c.MOFO_ERROR_INVALID_STATE, f"parameter {row.name} has a `step` of {row.steps} in its state")

@@ -1,0 +1,55 @@
+"""Memory layouts: what can be stepped in place, and where the optimizer's own tensors lie."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Those of src/memory.rs, for the same reason: a step goes through parameter, gradient and moments in lock-step, and
+# buffers that start at the same place modulo a large power of two compete for the same cache sets. PyTorch places all
+# large CPU tensors alike, just above a page boundary.
+_PERIOD = 1 << 16
+_STAGGER = _PERIOD // 4 + 1344
+_LARGE = 1 << 20
+_CACHE_LINE = 64
+
+STATE_PARTS = {"exp_avg": 0, "exp_avg_sq": 1, "master": 2}
+"""The tensors of a parameter's state, and which offset of the period each one starts at."""
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill a stretch of memory without gaps and overlaps, in whatever order of the dimensions."""
+    if tensor.is_contiguous():
+        return True
+    # `empty_like` keeps the strides of exactly these tensors.
+    like = torch.empty_like(tensor, device="meta", memory_format=torch.preserve_format)
+    return like.stride() == tensor.stride()
+
+
+def same_order(tensor: Tensor, like: Tensor) -> bool:
+    """Whether two dense tensors of one shape have their elements in the same order in memory."""
+    # The strides of dimensions of size 1 say nothing, so that equal strides are not the only case.
+    return tensor.stride() == like.stride() or (tensor.is_contiguous() and like.is_contiguous())
+
+
+def in_order_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """A copy of `tensor` with the strides of `like`, which has its shape."""
+    return torch.empty_strided(like.size(), like.stride(), dtype=tensor.dtype, device=like.device).copy_(tensor)
+
+
+def state_tensor(like: Tensor, dtype: torch.dtype, part: str) -> Tensor:
+    """A tensor of zeros for a part of the state, with the shape, strides and device of the dense tensor `like`."""
+    itemsize = dtype.itemsize
+    numel = like.numel()
+    if like.device.type != "cpu" or numel * itemsize < _LARGE:
+        return torch.zeros(numel, dtype=dtype, device=like.device).as_strided(like.size(), like.stride())
+    memory = torch.zeros(numel + _PERIOD // itemsize, dtype=dtype)
+    place = (STATE_PARTS[part] + 1) * _STAGGER // _CACHE_LINE * _CACHE_LINE
+    offset = (place - memory.data_ptr()) % _PERIOD // itemsize
+    return memory.as_strided(like.size(), like.stride(), offset)
+
+
+def fits_storage(tensor: Tensor) -> bool:
+    """Whether the storage holds the elements of the dense `tensor`: it may have been resized behind the tensor's back."""
+    end = (tensor.storage_offset() + tensor.numel()) * tensor.element_size()
+    return tensor.untyped_storage().nbytes() >= end

@@ -1,0 +1,168 @@
+"""The options of a parameter group: their ranges, and what they are to the library."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from .. import _declarations as c
+from .._options import FILTERS, ROUNDINGS, WEIGHT_DECAY_SCOPES
+
+DTYPES = {torch.float32: c.MOFO_DTYPE_F32, torch.float16: c.MOFO_DTYPE_F16, torch.bfloat16: c.MOFO_DTYPE_BF16}
+"""The element types of parameters and gradients."""
+
+STATE_DTYPES = {torch.float32: c.MOFO_DTYPE_F32, torch.bfloat16: c.MOFO_DTYPE_BF16}
+
+OPTIONS = (
+    "lr",
+    "betas",
+    "eps",
+    "weight_decay",
+    "update_fraction",
+    "num_blocks",
+    "filter",
+    "weight_decay_scope",
+    "state_dtype",
+    "master_weights",
+    "rounding",
+    "seed",
+    "maximize",
+)
+"""Of a parameter group, `params` aside."""
+
+_MAX_THREADS = 1024
+_MAX_F32 = 3.4028234663852886e38
+
+
+class HandleSettings(NamedTuple):
+    """What a library optimizer is created with: tensors that differ in one of these need different ones."""
+
+    beta1: float
+    beta2: float
+    epsilon: float
+    filter: int
+    weight_decay_scope: int
+    state_dtype: int
+    master_weights: bool
+    rounding: int
+    seed: int
+    num_threads: int
+
+
+class GroupSettings(NamedTuple):
+    """A group's options at one step, found to be in range."""
+
+    handle: HandleSettings
+    state_dtype: torch.dtype
+    weight_decay: float
+    num_blocks: int | tuple[int, ...]
+    learning_rate: float
+    update_fraction: float
+    grad_scale: float
+
+
+def raw_options(group: Mapping[str, Any]) -> tuple[Any, ...]:
+    """A group's options as they stand, to see whether they have changed."""
+    values = [group[option] for option in OPTIONS]
+    learning_rate, num_blocks = values[0], values[5]
+    # A tensor may change its value, a list its items, without becoming another object.
+    if isinstance(learning_rate, torch.Tensor):
+        values[0] = float(learning_rate)
+    if type(num_blocks) is not int and isinstance(num_blocks, Sequence):
+        values[5] = tuple(num_blocks)
+    return (*values, torch.get_num_threads())
+
+
+def settings_of(raw: tuple[Any, ...], num_params: int) -> GroupSettings:
+    """Of what `raw_options` gave. Raises `ValueError` for what is out of range, `TypeError` for what is no number."""
+    options = dict(zip(OPTIONS, raw, strict=False))
+    beta1, beta2 = _betas(options["betas"])
+    lr = _number(options, "lr", 0.0)
+    weight_decay = _number(options, "weight_decay", 0.0)
+    # The factors of a step are 32-bit floats. 1 - β1 is the smallest denominator that the learning rate meets.
+    if lr / (1.0 - beta1) > _MAX_F32 or abs(1.0 - lr * weight_decay) > _MAX_F32:
+        raise ValueError(f"lr = {lr} with betas[0] = {beta1} and weight_decay = {weight_decay} exceeds 32-bit floats")
+    eps = _number(options, "eps", 0.0)
+    if eps > _MAX_F32:
+        raise ValueError(f"eps = {eps} exceeds 32-bit floats")
+    update_fraction = _number(options, "update_fraction", 0.0)
+    if not 0.0 < update_fraction <= 1.0:
+        raise ValueError(f"update_fraction must be above 0 and at most 1, not {update_fraction}")
+    state_dtype = options["state_dtype"]
+    handle = HandleSettings(
+        beta1=beta1,
+        beta2=beta2,
+        epsilon=eps,
+        filter=_choice(options, "filter", FILTERS),
+        weight_decay_scope=_choice(options, "weight_decay_scope", WEIGHT_DECAY_SCOPES),
+        state_dtype=_choice(options, "state_dtype", STATE_DTYPES),
+        master_weights=_flag(options, "master_weights"),
+        rounding=_choice(options, "rounding", ROUNDINGS),
+        seed=_integer("seed", options["seed"], 0, 2**64 - 1),
+        num_threads=min(raw[-1], _MAX_THREADS),
+    )
+    return GroupSettings(
+        handle=handle,
+        state_dtype=state_dtype,
+        weight_decay=weight_decay,
+        num_blocks=_num_blocks(options["num_blocks"], num_params),
+        learning_rate=lr,
+        update_fraction=update_fraction,
+        grad_scale=-1.0 if _flag(options, "maximize") else 1.0,
+    )
+
+
+def _number(options: dict[str, Any], name: str, least: float) -> float:
+    value = options[name]
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a number, not {value!r}") from error
+    if not (math.isfinite(number) and number >= least):
+        raise ValueError(f"{name} must be finite and at least {least:g}, not {number}")
+    return number
+
+
+def _betas(value: Any) -> tuple[float, float]:
+    try:
+        beta1, beta2 = (float(beta) for beta in value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"betas must be two numbers, not {value!r}") from error
+    for index, beta in enumerate((beta1, beta2)):
+        if not 0.0 <= beta < 1.0:
+            raise ValueError(f"betas[{index}] must be at least 0 and below 1, not {beta}")
+    return beta1, beta2
+
+
+def _integer(name: str, value: Any, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, not {value!r}")
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be from {least} to {most}, not {value}")
+    return value
+
+
+def _flag(options: dict[str, Any], name: str) -> bool:
+    value = options[name]
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
+    return value
+
+
+def _choice(options: dict[str, Any], name: str, choices: Mapping[Any, int]) -> int:
+    value = options[name]
+    try:
+        return choices[value]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}") from error
+
+
+def _num_blocks(value: Any, num_params: int) -> int | tuple[int, ...]:
+    if not isinstance(value, tuple):
+        return _integer("num_blocks", value, 1, 2**63 - 1)
+    if len(value) != num_params:
+        raise ValueError(f"num_blocks has {len(value)} numbers for {num_params} parameters")
+    return tuple(_integer("num_blocks", number, 1, 2**63 - 1) for number in value)

@@ -1,0 +1,211 @@
+"""MoFO as a `torch.optim.Optimizer`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+from torch.nn.parameter import UninitializedParameter
+from torch.optim.optimizer import ParamsT
+
+from ._checks import overlapping, what_is_wrong_with
+from ._engine import Engine, names_of
+from ._loading import prepared, unpacked
+from ._settings import OPTIONS, raw_options, settings_of
+
+
+class MoFO(torch.optim.Optimizer):
+    """AdamW whose update reaches, in each block, only the fraction α of the entries with the largest |momentum|.
+
+    Moments are kept of every entry; a block is a parameter tensor unless `num_blocks` says otherwise. With
+    `update_fraction=1` it is AdamW. Works on float32, float16 and bfloat16 parameters of any shape on the CPU and on
+    CUDA devices (there on the current stream, without waiting). A parameter may have its dimensions in any order in
+    memory, such as `channels_last` or a transposed weight, but no gaps. The result has the same bits on every device
+    and with any number of threads.
+
+    Every option can be set for each group; `mofo.torch.param_groups` makes the usual groups. `load_state_dict`,
+    schedulers, closures, hooks, `GradScaler`, pickling and `copy.deepcopy` work as with PyTorch's own optimizers;
+    options may be changed between steps, betas and weight decay too.
+
+    `state[param]` has `step` (int64, on the CPU), `exp_avg` and `exp_avg_sq` (the parameter's shape and strides, of
+    `state_dtype`) and, with `master_weights`, `master` (float32). They are what the optimizer works on, not copies.
+
+    Random bits, where something is rounded stochastically or drawn, depend on `seed`, the parameter's name, its step
+    and the entry's place in memory. The name is that of `param_names` if the groups have them (`model.named_parameters()`
+    in place of `parameters()`, or `param_groups`), else "<group>.<position>", counted from 0: then a resumed run must
+    make the same groups to get the same bits.
+
+    Args:
+        params: parameters, named parameters, or dicts that define groups.
+        lr: learning rate, finite, at least 0. A tensor is read at each step.
+        betas: decay rates of the moments, each in [0, 1).
+        eps: added to the root of the second moment, finite, at least 0.
+        weight_decay: decoupled weight decay, finite, at least 0.
+        update_fraction: α in (0, 1]; the paper uses 0.03 to 0.2. `floor(α · entries)` entries of a block move, at least
+            one, those that tie with the smallest of them too, and never an entry whose momentum is 0.
+        num_blocks: cuts a parameter into this many equal slices of its first dimensions, each with its own largest α:
+            for a weight that stacks those of several layers or heads. Must divide the number of entries. A sequence
+            has one number for each parameter of the group.
+        filter: what is compared: "momentum" (MoFO) or, for experiments, "gradient", "update" or "random".
+        weight_decay_scope: "selected": weight decay reaches the entries that move; "all": every entry, as in the
+            authors' code.
+        state_dtype: `torch.float32`, or `torch.bfloat16`, rounded stochastically, of both moments.
+        master_weights: keep a float32 copy of each float16 or bfloat16 parameter, whose rounding the parameter is.
+            In-place changes of the parameter are taken over, but not those through `param.data`, which PyTorch does
+            not tell.
+        rounding: of float16 and bfloat16 parameters without a master copy: "stochastic" or "nearest" (updates below
+            half a unit in the last place are lost).
+        seed: of all random bits, from 0 to 2^64 - 1.
+        maximize: climb instead of descend.
+
+    Raises:
+        ValueError: an option is out of range; a parameter is neither float32, float16 nor bfloat16, not dense, a
+            sharded tensor, or shares memory with another one; a name occurs twice.
+        TypeError: an option is of the wrong type.
+        mofo.LibraryError: the shared library cannot be loaded. (At the first step.)
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        update_fraction: float = 0.1,
+        *,
+        num_blocks: int | list[int] | tuple[int, ...] = 1,
+        filter: str = "momentum",
+        weight_decay_scope: str = "selected",
+        state_dtype: torch.dtype = torch.float32,
+        master_weights: bool = False,
+        rounding: str = "stochastic",
+        seed: int = 0,
+        maximize: bool = False,
+    ) -> None:
+        values = (
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            update_fraction,
+            num_blocks,
+            filter,
+            weight_decay_scope,
+            state_dtype,
+            master_weights,
+            rounding,
+            seed,
+            maximize,
+        )
+        defaults = dict(zip(OPTIONS, values, strict=True))
+        # The numbers of blocks are of a group's parameters: they are looked at with the group.
+        settings_of(raw_options({**defaults, "num_blocks": 1}), 0)
+        self._engine = Engine()
+        super().__init__(params, defaults)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # Loading, copying and unpickling end here, with other tensors than the library knows.
+        self._engine = Engine()
+
+    @_disable_dynamo
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, as in PyTorch. Raises what the constructor raises, and has added nothing then."""
+        super().add_param_group(param_group)
+        try:
+            self._check_last_group()
+        except BaseException:
+            self.param_groups.pop()
+            raise
+
+    def _check_last_group(self) -> None:
+        group = self.param_groups[-1]
+        params = group["params"]
+        settings = settings_of(raw_options(group), len(params))
+        blocks = (settings.num_blocks,) * len(params) if isinstance(settings.num_blocks, int) else settings.num_blocks
+        names = names_of(group, len(self.param_groups) - 1)
+        if len(names) != len(params):
+            raise ValueError(f"{len(params)} parameters have {len(names)} names (param_names)")
+        for param, name, num_blocks in zip(params, names, blocks, strict=True):
+            if not isinstance(name, str) or not name or "\0" in name:
+                raise ValueError(f"a parameter's name must be a text that is not empty and has no NUL, not {name!r}")
+            problem = None if isinstance(param, UninitializedParameter) else what_is_wrong_with(param, num_blocks)
+            if problem is not None:
+                raise ValueError(f"parameter {name} {problem}")
+        named = list(self._named_params())
+        repeated = _repeated(name for name, _ in named)
+        if repeated is not None:
+            raise ValueError(f"two parameters are named {repeated}")
+        if len({id(param) for _, param in named}) < len(named):
+            raise ValueError("a parameter is listed twice")
+        pair = overlapping(item for item in named if not isinstance(item[1], UninitializedParameter))
+        if pair is not None:
+            raise ValueError(f"parameters {pair[0]} and {pair[1]} share memory: list only one of them")
+
+    def _named_params(self) -> Iterable[tuple[str, Tensor]]:
+        for number, group in enumerate(self.param_groups):
+            yield from zip(names_of(group, number), group["params"], strict=True)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads what `state_dict` gave, here or of an AdamW; options that it lacks stay as they are.
+
+        The tensors are copied, to the parameters' devices and layouts; those of the state keep their type (PyTorch
+        would cast moments to the type of the parameter). Training goes on with the bits that it would have had.
+
+        Raises `ValueError`, and has changed nothing, if groups, shapes, types or steps do not fit.
+        """
+        # A hook that comes after all others sees what is to be loaded at last; tensors are boxed, so that PyTorch
+        # passes them on as they are; and unpacked before any other hook sees what was loaded.
+        before = self.register_load_state_dict_pre_hook(prepared)
+        after = self.register_load_state_dict_post_hook(unpacked, prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @_disable_dynamo
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Steps every parameter that has a gradient; the others, and their state, are left alone.
+
+        Args:
+            closure: computes the loss with gradients, and returns it.
+
+        Returns what the closure returned, or None.
+
+        Raises:
+            mofo.Error: a gradient is sparse, or neither float32, float16 nor bfloat16; a parameter has changed its
+                type or its number of entries, has lost its memory, or is on another kind of device than CPU and CUDA;
+                the state does not fit. The text names the parameter. Nothing has been stepped.
+            ValueError, TypeError: an option of a group was changed to one that is out of range. Nothing has been
+                stepped.
+
+        A parameter whose memory has moved (`model.to(device)`, `param.data = ...`, `set_`) is followed, and its state
+        with it, as long as type and number of entries are the same.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._engine.step(self.param_groups, self.state)
+        return loss
+
+
+def _repeated(names: Iterable[str]) -> str | None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
