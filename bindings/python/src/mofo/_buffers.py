@@ -155,7 +155,7 @@ def _on_host(source: Any, need: Need) -> Buffer:
         numel, shape = view.nbytes // view.itemsize, view.shape
     _check_numel(need, numel)
     places = tuple((array, *_place(array)) for array in _arrays(source))
-    return Buffer(_address(view), numel, dtype, shape, view, places)
+    return Buffer(address_of(view), numel, dtype, shape, view, places)
 
 
 def _on_gpu(source: Any, interface: dict[str, Any], need: Need) -> Buffer:
@@ -213,7 +213,8 @@ def _check_numel(need: Need, numel: int) -> None:
         raise bad_buffer(f"{need.what} has {numel} entries, but must have {need.numel}")
 
 
-def _address(view: memoryview) -> int:
+def address_of(view: memoryview) -> int:
+    """Where the memory of a contiguous view is, also of a read-only one."""
     buffer = _PyBuffer()
     # 0 is PyBUF_SIMPLE. ctypes raises the exception that Python has set.
     _get_buffer(view, buffer, 0)

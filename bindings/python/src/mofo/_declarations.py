@@ -23,6 +23,8 @@ MOFO_ERROR_UNSUPPORTED = -6
 MOFO_ERROR_NOT_FINITE = -7
 MOFO_ERROR_PARALLEL_FOR = -8
 MOFO_ERROR_CUDA = -9
+MOFO_ERROR_CHECKPOINT = -10
+MOFO_ERROR_IO = -11
 MOFO_ERROR_INTERNAL = -100
 
 MOFO_INHERIT = -1.0
@@ -220,5 +222,10 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "mofo_grad_norm": (c_int32, [OptimizerPointer, POINTER(CStepArgs), POINTER(c_double)]),
     "mofo_memory": (c_int32, [OptimizerPointer, POINTER(CMemoryInfo), c_uint64]),
     "mofo_cpu_tier": (c_int32, [OptimizerPointer]),
+    "mofo_save": (c_int32, [OptimizerPointer, c_char_p]),
+    "mofo_load": (c_int32, [OptimizerPointer, c_char_p]),
+    "mofo_save_size": (c_int32, [OptimizerPointer, POINTER(c_uint64)]),
+    "mofo_save_to_memory": (c_int32, [OptimizerPointer, c_void_p, c_uint64, POINTER(c_uint64)]),
+    "mofo_load_from_memory": (c_int32, [OptimizerPointer, c_void_p, c_uint64]),
 }
 """Of each function its result and its arguments."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from . import _arguments
-from ._buffers import Need, look_at
+from ._buffers import Need, address_of, look_at
 from ._declarations import (
     MOFO_ERROR_INVALID_STATE,
     MOFO_ERROR_NOT_FOUND,
@@ -224,7 +225,7 @@ class Optimizer:
         with self._call() as handle:
             index = self._index(tensor)
             bound = self._tensors[index]
-            bound.check_places()
+            bound.check_places(state_only=True)
             info = CTensorInfo()
             handle.library.check(
                 handle.library.functions.mofo_tensor_state(handle.pointer, index, info, ctypes.sizeof(info))
@@ -241,6 +242,44 @@ class Optimizer:
             index = self._index(tensor)
             number = _arguments.count("step_count", step_count)
             handle.library.check(handle.library.functions.mofo_set_step_count(handle.pointer, index, number))
+
+    def save(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
+        """Writes a checkpoint: moments, master copies, step counts and the seed. Parameters are the caller's to save.
+
+        A file that is there is replaced as a whole: if anything fails, the old one stays. docs/checkpoints.md has the
+        format, which is safetensors.
+        """
+        with self._saved_state() as handle:
+            handle.library.check(handle.library.functions.mofo_save(handle.pointer, _arguments.path(path)))
+
+    def load(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
+        """Takes the state from a checkpoint, into an optimizer to which the same tensors were added, in any order.
+
+        The seed is taken from it, too; everything else stays as it was set here. The whole file is checked before
+        anything is changed; only if it changes meanwhile is the state lost, and steps are refused until a load succeeds.
+        """
+        with self._saved_state() as handle:
+            handle.library.check(handle.library.functions.mofo_load(handle.pointer, _arguments.path(path)))
+
+    def save_to_memory(self) -> bytearray:
+        """What `save` would write to a file, as bytes."""
+        with self._saved_state() as handle:
+            size, written = ctypes.c_uint64(), ctypes.c_uint64()
+            handle.library.check(handle.library.functions.mofo_save_size(handle.pointer, size))
+            data = bytearray(size.value)
+            buffer = (ctypes.c_ubyte * len(data)).from_buffer(data)
+            handle.library.check(
+                handle.library.functions.mofo_save_to_memory(handle.pointer, buffer, len(data), written)
+            )
+            return data
+
+    def load_from_memory(self, data: Any) -> None:
+        """As `load`, from what `save_to_memory` gave or a file holds: bytes or another contiguous buffer."""
+        with self._saved_state() as handle, memoryview(data) as view:
+            if not view.c_contiguous:
+                raise _arguments.invalid("the checkpoint is not contiguous in memory")
+            where = address_of(view)
+            handle.library.check(handle.library.functions.mofo_load_from_memory(handle.pointer, where, view.nbytes))
 
     def state_size(self, numel: int, **tensor: Any) -> StateSizes:
         """What a tensor would need in this optimizer; the keywords are those of the function `state_size`."""
@@ -302,6 +341,14 @@ class Optimizer:
             if self._handle is None:
                 raise _closed()
             yield self._handle
+
+    @contextmanager
+    def _saved_state(self) -> Iterator[Handle]:
+        """The open handle, for a call that reads or writes the whole state."""
+        with self._call() as handle:
+            for tensor in self._tensors.values():
+                tensor.check_places(state_only=True)
+            yield handle
 
     def _index(self, tensor: str | int) -> int:
         if isinstance(tensor, str):

@@ -27,11 +27,12 @@ class Tensor:
     grad: Buffer | None
     state: dict[str, Buffer]
 
-    def check_places(self) -> None:
+    def check_places(self, *, state_only: bool = False) -> None:
         """Raises if an array that the library would use is not where it was when it was bound."""
-        for what, buffer in (("param", self.param), ("grad", self.grad), *self.state.items()):
+        bound = {} if state_only else {"param": self.param, "grad": self.grad}
+        for what, buffer in (*bound.items(), *self.state.items()):
             if buffer is not None and buffer.moved():
-                again = "bind the tensor again" if what in ("param", "grad") else "remove the tensor and add it again"
+                again = "bind the tensor again" if what in bound else "remove the tensor and add it again"
                 raise bad_buffer(f"{self.name}: the array that is bound as {what} was resized or moved: {again}")
 
     def rebind(self, param: Buffer | None, grad: Buffer | None) -> None:

@@ -12,7 +12,8 @@ _STATUS_NAMES = {
 
 
 class Error(Exception):
-    """A call that did not do what it should; nothing has changed, unless the status is `MOFO_ERROR_INTERNAL`.
+    """A call that did not do what it should; nothing has changed, unless the status is `MOFO_ERROR_INTERNAL`
+    or the call, such as `Optimizer.load`, says otherwise.
 
     `status` is the C library's number for what was wrong and `status_name` its name, such as
     `"MOFO_ERROR_INVALID_BUFFER"`; the text names the tensor, the value and the allowed range. What this package finds
