@@ -1,0 +1,49 @@
+"""Runs the tests that need no more than the standard library (and NumPy, if it is there), and counts as cargo does.
+
+    python3 bindings/python/tests/run.py [--installed] [MODULE...]
+
+`MOFO_LIBRARY` names the shared library. --installed tests the package that is installed, not the one of the checkout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import unittest
+from collections import Counter
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Runs the tests of the Python package.")
+    parser.add_argument("--installed", action="store_true", help="test the installed package")
+    parser.add_argument("modules", nargs="*", metavar="MODULE", help="test_header, ...; default: all")
+    arguments = parser.parse_args()
+    sys.path.insert(0, str(TESTS))
+    if not arguments.installed:
+        sys.path.insert(0, str(TESTS.parent / "src"))
+    # Those of mofo.torch and of its checkpoints are pytest's, and need what is in requirements.txt.
+    names = sorted(path.stem for path in TESTS.glob("test_*.py") if not path.stem.startswith("test_torch"))
+    names = arguments.modules or names
+    print(f"testing the Python package with Python {sys.version.split()[0]}: {', '.join(names)}", flush=True)
+    suite = unittest.defaultTestLoader.loadTestsFromNames(names)
+    started = time.monotonic()
+    result = unittest.TextTestRunner(stream=sys.stdout, warnings="error").run(suite)
+    for reason, number in Counter(reason for _, reason in result.skipped).items():
+        print(f"skipped: {number} tests: {reason}")
+    if not arguments.modules:
+        print("skipped: the tests with PyTorch: `make test-torch` runs them")
+    failed = len(result.failures) + len(result.errors) + len(result.unexpectedSuccesses)
+    passed = result.testsRun - failed - len(result.skipped)
+    print(
+        f"test result: {'FAILED' if failed else 'ok'}. {passed} passed; {failed} failed; {len(result.skipped)} ignored; "
+        f"0 measured; 0 filtered out; finished in {time.monotonic() - started:.2f}s"
+    )
+    return 1 if failed or not passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""What the tests share: where things are, programs of their own, and small optimizers."""
+
+from __future__ import annotations
+
+import array
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mofo
+
+ROOT = Path(__file__).resolve().parents[3]
+"""The checkout."""
+
+HEADER = ROOT / "include" / "mofo.h"
+
+try:
+    import numpy
+except ImportError:
+    numpy = None
+
+NO_NUMPY = "NumPy is not installed"
+
+
+def run_python(program: str, *, python: str = sys.executable, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a program with this package, in a Python of its own."""
+    paths = [str(Path(mofo.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment}
+    return subprocess.run(
+        [python, "-W", "error", "-c", program], env=variables, capture_output=True, text=True, timeout=120
+    )
+
+
+def floats(*values: float) -> array.array[float]:
+    """An array of f32, of the standard library."""
+    return array.array("f", values)
+
+
+def optimizer(*tensors: str, numel: int = 8, **options: Any) -> tuple[mofo.Optimizer, dict[str, Any], dict[str, Any]]:
+    """An optimizer with these tensors, their parameters and their gradients."""
+    made = mofo.Optimizer(**{"num_threads": 1, **options})
+    params = {name: floats(*(1 + i / 8 for i in range(numel))) for name in tensors}
+    grads = {name: floats(*((i + 1) / 16 * (-1) ** i for i in range(numel))) for name in tensors}
+    for name in tensors:
+        made.add(name, params[name], grads[name])
+    return made, params, grads
