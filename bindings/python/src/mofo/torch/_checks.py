@@ -24,8 +24,8 @@ def what_is_wrong_with(param: Tensor, num_blocks: int) -> str | None:
         return f"is of type {param.dtype}, but must be of {_TYPES}"
     if is_traceable_wrapper_subclass(param):
         return (
-            f"is a {type(param).__name__}: of a sharded tensor each shard would be filtered by itself, which is another "
-            "algorithm; MoFO needs whole tensors"
+            f"is a {type(param).__name__}: the shards of a sharded tensor would be filtered one by one, which is "
+            "another algorithm; MoFO needs whole tensors"
         )
     if not is_dense(param):
         return (
@@ -36,7 +36,7 @@ def what_is_wrong_with(param: Tensor, num_blocks: int) -> str | None:
         if param.numel() % num_blocks:
             return f"has {param.numel()} entries, which num_blocks = {num_blocks} does not divide"
         if not param.is_contiguous():
-            return f"must be contiguous for num_blocks = {num_blocks}: its blocks would not be slices of its first dimension"
+            return f"must be contiguous for num_blocks = {num_blocks}: blocks are slices of its first dimensions"
     return None
 
 
@@ -46,7 +46,10 @@ def check_param(param: Tensor, name: str, num_blocks: int) -> None:
     if problem is not None:
         raise Error(c.MOFO_ERROR_INVALID_BUFFER, f"parameter {name} {problem}")
     if param.device.type not in ("cpu", "cuda"):
-        raise Error(c.MOFO_ERROR_UNSUPPORTED, f"parameter {name} is on {param.device}, but must be on the CPU or on a CUDA device")
+        raise Error(
+            c.MOFO_ERROR_UNSUPPORTED,
+            f"parameter {name} is on {param.device}, but must be on the CPU or on a CUDA device",
+        )
     check_storage(param, f"parameter {name}")
 
 
@@ -63,7 +66,10 @@ def check_grad(grad: Tensor, param: Tensor, name: str) -> None:
             "an Embedding makes dense ones with sparse=False",
         )
     if grad.dtype not in DTYPES:
-        raise Error(c.MOFO_ERROR_INVALID_ARGUMENT, f"parameter {name} has a gradient of type {grad.dtype}, but it must be of {_TYPES}")
+        raise Error(
+            c.MOFO_ERROR_INVALID_ARGUMENT,
+            f"parameter {name} has a gradient of type {grad.dtype}, but it must be of {_TYPES}",
+        )
     if grad.shape != param.shape or grad.device != param.device:
         raise Error(
             c.MOFO_ERROR_INVALID_BUFFER,
@@ -71,7 +77,10 @@ def check_grad(grad: Tensor, param: Tensor, name: str) -> None:
             f"its gradient shape {tuple(grad.shape)} on {grad.device}",
         )
     if is_traceable_wrapper_subclass(grad):
-        raise Error(c.MOFO_ERROR_UNSUPPORTED, f"parameter {name} has a gradient that is a {type(grad).__name__}: it must be a plain tensor")
+        raise Error(
+            c.MOFO_ERROR_UNSUPPORTED,
+            f"parameter {name} has a gradient that is a {type(grad).__name__}: it must be a plain tensor",
+        )
 
 
 def overlapping(named: Iterable[tuple[str, Tensor]]) -> tuple[str, str] | None:
@@ -81,7 +90,7 @@ def overlapping(named: Iterable[tuple[str, Tensor]]) -> tuple[str, str] | None:
         for name, tensor in named
         if tensor.numel() and tensor.device.type != "meta" and tensor.data_ptr()
     )
-    for before, after in zip(spans, spans[1:], strict=False):
+    for before, after in zip(spans, spans[1:]):
         if before[:2] == after[:2] and before[2] + before[3] > after[2]:
             return before[4], after[4]
     return None

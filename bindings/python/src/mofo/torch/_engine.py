@@ -1,4 +1,4 @@
-"""What keeps the library in step with the optimizer's groups, parameters, gradients and state, all of which may change."""
+"""What keeps the library in step with groups, parameters, gradients and state, all of which may change."""
 
 from __future__ import annotations
 
@@ -26,8 +26,13 @@ _Call = tuple[DeviceHandle, float, float, float]
 
 
 def names_of(group: Mapping[str, Any], number: int) -> list[str]:
-    """The names of a group's parameters: those that were given, else "<group>.<position>"."""
-    return list(group.get("param_names") or (f"{number}.{position}" for position in range(len(group["params"]))))
+    """The names of a group's parameters: those that were given, else "<group>.<position>". Raises `ValueError`."""
+    count, names = len(group["params"]), group.get("param_names")
+    if names is None:
+        return [f"{number}.{position}" for position in range(count)]
+    if len(names) != count:
+        raise ValueError(f"parameter group {number} has {count} parameters and {len(names)} names (param_names)")
+    return list(names)
 
 
 class Row:
@@ -184,11 +189,11 @@ class Engine:
         """Brings the library up to date, and says which calls make the step."""
         # All options before all tensors: a schedule gone wrong must not leave half of them in other handles.
         self._follow_params(groups)
-        settings_of_groups = [known.refresh(group) for known, group in zip(self._groups, groups, strict=True)]
+        settings_of_groups = [known.refresh(group) for known, group in zip(self._groups, groups)]
         calls: dict[_Call, list[Row]] = {}
         strided = torch.strided
         reattached = False
-        for known, settings in zip(self._groups, settings_of_groups, strict=True):
+        for known, settings in zip(self._groups, settings_of_groups):
             checked_for, added_with = known.checked_for, known.added_with
             call_of: DeviceHandle | None = None
             for position, row in enumerate(known.rows):
@@ -238,8 +243,8 @@ class Engine:
         """Rows for the parameters that the groups have now; parameters that have left are taken out of the library."""
         same = len(groups) == len(self._groups) and all(
             len(known.rows) == len(group["params"])
-            and all(row.param is param for row, param in zip(known.rows, group["params"], strict=True))
-            for known, group in zip(self._groups, groups, strict=True)
+            and all(row.param is param for row, param in zip(known.rows, group["params"]))
+            for known, group in zip(self._groups, groups)
         )
         if same:
             return
@@ -247,7 +252,7 @@ class Engine:
         found: list[Group] = []
         for number, group in enumerate(groups):
             known = Group()
-            for param, name in zip(group["params"], names_of(group, number), strict=True):
+            for param, name in zip(group["params"], names_of(group, number)):
                 row = rows.pop(id(param), None)
                 if row is not None and row.name != name:
                     row.detach()
@@ -272,7 +277,7 @@ class Engine:
             row.grad_ptr = None
 
     def _bind(self, row: Row, grad: Tensor) -> None:
-        """Tells the library where parameter and gradient lie, and how many steps were made, if any of it has changed."""
+        """Tells the library where parameter and gradient lie, and how many steps were made, if that has changed."""
         handle = row.handle
         assert handle is not None
         param = row.param
@@ -336,7 +341,7 @@ class Engine:
         return True
 
     def _add(self, row: Row, known: Group) -> None:
-        """Adds the parameter to the library with the group's present options; it and its state are known to be sound."""
+        """Adds the parameter to the library with the group's present options; it and its state are sound."""
         settings, param = known.settings, row.param
         assert settings is not None and row.param_dtype is not None and row.grad_dtype is not None
         row.detach()
@@ -388,7 +393,7 @@ class Engine:
         if any(call[0].device.type == "cuda" for call in calls) and torch.cuda.is_current_stream_capturing():
             raise Error(
                 c.MOFO_ERROR_UNSUPPORTED,
-                "a step cannot be captured in a CUDA graph from PyTorch: `step` of the state would not count at a replay",
+                "a step cannot be captured in a CUDA graph from PyTorch: `step` of the state would not count replays",
             )
 
 

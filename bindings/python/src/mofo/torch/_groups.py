@@ -36,7 +36,8 @@ def param_groups(
 
     Args:
         model: the module whose parameters are to be optimized.
-        update_fraction: the share α of each filtered tensor that moves in a step, in (0, 1]; the paper uses 0.03 to 0.2.
+        update_fraction: the share α of each filtered tensor that moves in a step, in (0, 1]; the paper's are
+            0.03 to 0.2.
         weight_decay: decoupled weight decay, at least 0.
         exempt: what else is not filtered, embeddings and the head for example: a pattern for whole parameter names as
             in a shell (`"*.wte.weight"`, `"lm_head.*"`), a class (`torch.nn.Embedding`: the parameters of all such

@@ -27,7 +27,7 @@ def prepared(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> di
         # PyTorch says so.
         return None
     completed = [
-        {**{option: group[option] for option in OPTIONS}, **saved} for group, saved in zip(groups, saved_groups, strict=True)
+        {**{option: group[option] for option in OPTIONS}, **saved} for group, saved in zip(groups, saved_groups)
     ]
     for number, saved in enumerate(completed):
         try:
@@ -38,7 +38,6 @@ def prepared(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> di
         zip(
             chain.from_iterable(group["params"] for group in saved_groups),
             chain.from_iterable(group["params"] for group in groups),
-            strict=True,
         )
     )
     state = {

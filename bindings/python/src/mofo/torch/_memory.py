@@ -50,6 +50,6 @@ def state_tensor(like: Tensor, dtype: torch.dtype, part: str) -> Tensor:
 
 
 def fits_storage(tensor: Tensor) -> bool:
-    """Whether the storage holds the elements of the dense `tensor`: it may have been resized behind the tensor's back."""
+    """Whether the storage holds the elements of the dense `tensor`: it may have been made smaller since."""
     end = (tensor.storage_offset() + tensor.numel()) * tensor.element_size()
     return tensor.untyped_storage().nbytes() >= end

@@ -78,7 +78,7 @@ def raw_options(group: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def settings_of(raw: tuple[Any, ...], num_params: int) -> GroupSettings:
     """Of what `raw_options` gave. Raises `ValueError` for what is out of range, `TypeError` for what is no number."""
-    options = dict(zip(OPTIONS, raw, strict=False))
+    options = dict(zip(OPTIONS, raw))
     beta1, beta2 = _betas(options["betas"])
     lr = _number(options, "lr", 0.0)
     weight_decay = _number(options, "weight_decay", 0.0)

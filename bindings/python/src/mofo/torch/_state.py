@@ -19,9 +19,9 @@ def needs_master(param: Tensor, master_weights: bool) -> bool:
 
 
 def step_count_of(value: Any) -> int:
-    """How many steps a `step` of a state stands for: ours is an int64 tensor, AdamW's a float32 one. Raises `ValueError`."""
+    """How many steps a `step` stands for: ours is an int64 tensor, AdamW's a float32 one. Raises `ValueError`."""
     number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-    if isinstance(number, bool) or not isinstance(number, (int, float)) or number != int(number):
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not float(number).is_integer():
         raise ValueError(f"step must be a whole number, not {value!r}")
     if not 0 <= number <= MAX_STEP:
         raise ValueError(f"step must be from 0 to 2^63 - 1, not {number}")

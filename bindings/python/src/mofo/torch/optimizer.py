@@ -34,9 +34,9 @@ class MoFO(torch.optim.Optimizer):
     `state_dtype`) and, with `master_weights`, `master` (float32). They are what the optimizer works on, not copies.
 
     Random bits, where something is rounded stochastically or drawn, depend on `seed`, the parameter's name, its step
-    and the entry's place in memory. The name is that of `param_names` if the groups have them (`model.named_parameters()`
-    in place of `parameters()`, or `param_groups`), else "<group>.<position>", counted from 0: then a resumed run must
-    make the same groups to get the same bits.
+    and the entry's place in memory. The name is that of `param_names` if the groups have them (they come from
+    `param_groups`, or from `model.named_parameters()` in place of `parameters()`), else "<group>.<position>", counted
+    from 0: then a resumed run must make the same groups to get the same bits.
 
     Args:
         params: parameters, named parameters, or dicts that define groups.
@@ -101,7 +101,7 @@ class MoFO(torch.optim.Optimizer):
             seed,
             maximize,
         )
-        defaults = dict(zip(OPTIONS, values, strict=True))
+        defaults = dict(zip(OPTIONS, values))
         # The numbers of blocks are of a group's parameters: they are looked at with the group.
         settings_of(raw_options({**defaults, "num_blocks": 1}), 0)
         self._engine = Engine()
@@ -128,9 +128,7 @@ class MoFO(torch.optim.Optimizer):
         settings = settings_of(raw_options(group), len(params))
         blocks = (settings.num_blocks,) * len(params) if isinstance(settings.num_blocks, int) else settings.num_blocks
         names = names_of(group, len(self.param_groups) - 1)
-        if len(names) != len(params):
-            raise ValueError(f"{len(params)} parameters have {len(names)} names (param_names)")
-        for param, name, num_blocks in zip(params, names, blocks, strict=True):
+        for param, name, num_blocks in zip(params, names, blocks):
             if not isinstance(name, str) or not name or "\0" in name:
                 raise ValueError(f"a parameter's name must be a text that is not empty and has no NUL, not {name!r}")
             problem = None if isinstance(param, UninitializedParameter) else what_is_wrong_with(param, num_blocks)
@@ -148,7 +146,7 @@ class MoFO(torch.optim.Optimizer):
 
     def _named_params(self) -> Iterable[tuple[str, Tensor]]:
         for number, group in enumerate(self.param_groups):
-            yield from zip(names_of(group, number), group["params"], strict=True)
+            yield from zip(names_of(group, number), group["params"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads what `state_dict` gave, here or of an AdamW; options that it lacks stay as they are.
