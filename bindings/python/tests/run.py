@@ -28,6 +28,13 @@ def main() -> int:
     # Those of mofo.torch and of its checkpoints are pytest's, and need what is in requirements.txt.
     names = sorted(path.stem for path in TESTS.glob("test_*.py") if not path.stem.startswith("test_torch"))
     names = arguments.modules or names
+    import mofo
+
+    try:
+        mofo.library_version()
+    except mofo.LibraryError as error:
+        print(error, file=sys.stderr)
+        return 1
     print(f"testing the Python package with Python {sys.version.split()[0]}: {', '.join(names)}", flush=True)
     suite = unittest.defaultTestLoader.loadTestsFromNames(names)
     started = time.monotonic()
@@ -39,8 +46,8 @@ def main() -> int:
     failed = len(result.failures) + len(result.errors) + len(result.unexpectedSuccesses)
     passed = result.testsRun - failed - len(result.skipped)
     print(
-        f"test result: {'FAILED' if failed else 'ok'}. {passed} passed; {failed} failed; {len(result.skipped)} ignored; "
-        f"0 measured; 0 filtered out; finished in {time.monotonic() - started:.2f}s"
+        f"test result: {'FAILED' if failed else 'ok'}. {passed} passed; {failed} failed; "
+        f"{len(result.skipped)} ignored; 0 measured; 0 filtered out; finished in {time.monotonic() - started:.2f}s"
     )
     return 1 if failed or not passed else 0
 

@@ -76,7 +76,9 @@ class Header(unittest.TestCase):
         self.assertEqual({name for _, name, _ in found}, set(declarations.FUNCTIONS))
         for result, name, arguments in found:
             with self.subTest(name):
-                kinds = [] if arguments.strip() == "void" else [ctypes_of(argument) for argument in arguments.split(",")]
+                kinds = (
+                    [] if arguments.strip() == "void" else [ctypes_of(argument) for argument in arguments.split(",")]
+                )
                 self.assertEqual(declarations.FUNCTIONS[name], (ctypes_of(result), kinds))
 
     def test_the_library_has_these_structs(self) -> None:

@@ -139,10 +139,10 @@ class Optimizer:
             bound = self._tensors[index]
             new_param, new_grad, device = bound.param, bound.grad, self._options.device
             if not isinstance(param, Keep):
-                need = Need(f"{bound.name}: param", device, True, bound.param_dtype, numel=bound.numel)
+                need = Need(f'tensor "{bound.name}": param', device, True, bound.param_dtype, numel=bound.numel)
                 new_param = None if param is None else look_at(param, need)
             if not isinstance(grad, Keep):
-                need = Need(f"{bound.name}: grad", device, False, bound.grad_dtype, numel=bound.numel)
+                need = Need(f'tensor "{bound.name}": grad', device, False, bound.grad_dtype, numel=bound.numel)
                 new_grad = None if grad is None else look_at(grad, need)
             if new_grad is not None:
                 check_shapes(bound.name, new_param.shape if new_param else bound.shape, new_grad)
@@ -256,7 +256,7 @@ class Optimizer:
         """Takes the state from a checkpoint, into an optimizer to which the same tensors were added, in any order.
 
         The seed is taken from it, too; everything else stays as it was set here. The whole file is checked before
-        anything is changed; only if it changes meanwhile is the state lost, and steps are refused until a load succeeds.
+        anything is changed; only if it changes meanwhile the state is lost, and steps are refused until a load succeeds.
         """
         with self._saved_state() as handle:
             handle.library.check(handle.library.functions.mofo_load(handle.pointer, _arguments.path(path)))

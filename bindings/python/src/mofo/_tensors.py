@@ -33,7 +33,9 @@ class Tensor:
         for what, buffer in (*bound.items(), *self.state.items()):
             if buffer is not None and buffer.moved():
                 again = "bind the tensor again" if what in bound else "remove the tensor and add it again"
-                raise bad_buffer(f"{self.name}: the array that is bound as {what} was resized or moved: {again}")
+                raise bad_buffer(
+                    f'tensor "{self.name}": the array that is bound as {what} was resized or moved: {again}'
+                )
 
     def rebind(self, param: Buffer | None, grad: Buffer | None) -> None:
         """Takes these buffers in place of those that were bound."""
@@ -62,13 +64,15 @@ def describe(
     grad_type = None if grad_dtype is None else _arguments.choice("grad_dtype", grad_dtype, DTYPES)
     bound_param = bound_grad = None
     if param is not None:
-        bound_param = look_at(param, Need(f"{name}: param", device, True, param_type, numel=entries))
+        bound_param = look_at(param, Need(f'tensor "{name}": param', device, True, param_type, numel=entries))
         param_type, entries = bound_param.dtype, bound_param.numel
     if grad is not None:
-        bound_grad = look_at(grad, Need(f"{name}: grad", device, False, grad_type, param_type, entries))
+        bound_grad = look_at(grad, Need(f'tensor "{name}": grad', device, False, grad_type, param_type, entries))
         grad_type, entries = bound_grad.dtype, bound_grad.numel
     if entries is None:
-        raise _arguments.invalid(f"{name}: with neither param nor grad, how many entries are there? (numel=...)")
+        raise _arguments.invalid(
+            f'tensor "{name}": with neither param nor grad, how many entries are there? (numel=...)'
+        )
     # Without a parameter its type is that of the gradient, and C's default without either.
     if param_type is None:
         param_type = grad_type or 0
@@ -87,7 +91,7 @@ def describe(
     for what, source in state.items():
         if source is not None:
             kind = 0 if what == "master" else DTYPES[options.state_dtype]
-            tensor.state[what] = look_at(source, Need(f"{name}: {what}", device, True, kind, numel=entries))
+            tensor.state[what] = look_at(source, Need(f'tensor "{name}": {what}', device, True, kind, numel=entries))
             setattr(c_tensor, what, tensor.state[what].address)
     c_tensor.numel, c_tensor.param_dtype, c_tensor.grad_dtype = tensor.numel, tensor.param_dtype, tensor.grad_dtype
     c_tensor.param, c_tensor.grad = address(tensor.param), address(tensor.grad)
@@ -104,4 +108,4 @@ def check_shapes(name: str, shape: tuple[int, ...] | None, grad: Buffer) -> None
     if shape is None or grad.shape is None or len(shape) == 1 or len(grad.shape) == 1:
         return
     if grad.shape != shape:
-        raise bad_buffer(f"{name}: grad has shape {grad.shape}, but param has {shape}")
+        raise bad_buffer(f'tensor "{name}": grad has shape {grad.shape}, but param has {shape}')
