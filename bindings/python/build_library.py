@@ -20,8 +20,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 FILE_NAME = {"darwin": "libmofo.dylib", "win32": "mofo.dll"}.get(sys.platform, "libmofo.so")
 
 NO_SDIST = (
-    "mofo has no source distribution for Python: the library is built from the whole checkout, which this folder is a "
-    "part of. Build a wheel (`pip wheel bindings/python`, or `python -m build --wheel bindings/python`), or install from "
+    "mofo has no source distribution for Python: the library is built from the whole checkout, which has this folder "
+    "as a part. Build a wheel (`pip wheel bindings/python`, or `python -m build --wheel bindings/python`), or install from "
     "the checkout (`pip install bindings/python`)"
 )
 

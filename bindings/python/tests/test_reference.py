@@ -52,7 +52,7 @@ class Reference(unittest.TestCase):
 
     def data(self, random: Any, dtype: str, exponent: float) -> Any:
         values = (random.standard_normal(NUMEL) * 2.0**exponent).astype(numpy.float32)
-        return self.reference.nearest(values, dtype)
+        return values if dtype == "f32" else self.reference.nearest(values, dtype)
 
     def assert_same_bits(self, expected: Any, found: Any, what: str) -> None:
         unsigned = {4: numpy.uint32, 2: numpy.uint16}[found.dtype.itemsize]

@@ -256,7 +256,7 @@ class Optimizer:
         """Takes the state from a checkpoint, into an optimizer to which the same tensors were added, in any order.
 
         The seed is taken from it, too; everything else stays as it was set here. The whole file is checked before
-        anything is changed; only if it changes meanwhile the state is lost, and steps are refused until a load succeeds.
+        anything is changed. Only if it changes meanwhile the state is lost: steps are refused until a load succeeds.
         """
         with self._saved_state() as handle:
             handle.library.check(handle.library.functions.mofo_load(handle.pointer, _arguments.path(path)))
