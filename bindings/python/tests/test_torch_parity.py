@@ -103,7 +103,9 @@ def test_every_option_gives_the_bits_of_the_numpy_reference(options):
     options = dict(options)
     dtype = options.pop("dtype", torch.float32)
     generator = torch.Generator().manual_seed(3)
-    params = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in [(7,), (64, 40), (3, 5, 5)]]
+    params = [
+        torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in [(7,), (64, 40), (3, 5, 5)]
+    ]
     names = ["bias", "weight", "kernel"]
     optimizer = MoFO(list(zip(names, params)), lr=1e-2, betas=(0.9, 0.99), eps=1e-7, **options)
 
@@ -127,7 +129,10 @@ def test_every_option_gives_the_bits_of_the_numpy_reference(options):
         for param, tensor in zip(params, expected.tensors):
             state = optimizer.state[param]
             assert state["step"].item() == tensor.step_count
-            pairs = {"param": param, **{part: state[part] for part in ("exp_avg", "exp_avg_sq", "master") if part in state}}
+            pairs = {
+                "param": param,
+                **{part: state[part] for part in ("exp_avg", "exp_avg_sq", "master") if part in state},
+            }
             assert ("master" in state) == (tensor.master is not None)
             for part, value in pairs.items():
                 there = getattr(tensor, part)

@@ -1,0 +1,126 @@
+"""mofo.torch.param_groups."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from mofo.torch import MoFO, param_groups
+from torch import nn
+from torch_support import same_bits, train, transformer
+
+
+class RMSNorm(nn.Module):
+    """Not one of PyTorch's: known by its name."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.wte = nn.Embedding(10, 4)
+        self.ln_1 = nn.LayerNorm(4)
+        self.fc = nn.Linear(4, 4)
+        self.rms = RMSNorm()
+        self.attention = nn.MultiheadAttention(4, 1)
+        self.normalizer = nn.Linear(4, 4, bias=False)
+        self.lm_head = nn.Linear(4, 10, bias=False)
+        self.lm_head.weight = self.wte.weight
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+
+
+def names(groups):
+    return [group["param_names"] for group in groups]
+
+
+WEIGHTS = ["wte.weight", "fc.weight", "attention.in_proj_weight", "attention.out_proj.weight"]
+UNFILTERED = [
+    "ln_1.weight",
+    "ln_1.bias",
+    "fc.bias",
+    "rms.scale",
+    "attention.in_proj_bias",
+    "attention.out_proj.bias",
+    "normalizer.weight",
+]
+
+
+def test_biases_and_norms_are_not_filtered_and_tied_parameters_come_once():
+    model = Model()
+    groups = param_groups(model, update_fraction=0.05, weight_decay=0.1)
+    assert [sorted(group) for group in names(groups)] == [sorted(WEIGHTS), sorted(UNFILTERED)]
+    assert [(group["update_fraction"], group["weight_decay"]) for group in groups] == [(0.05, 0.1), (1.0, 0.0)]
+    by_name = dict(model.named_parameters())
+    for group in groups:
+        assert all(by_name[name] is param for name, param in zip(group["param_names"], group["params"]))
+
+
+@pytest.mark.parametrize(
+    "exempt",
+    [
+        ["wte.weight"],
+        ["*wte*"],
+        ["lm_head.*"],
+        [nn.Embedding],
+        "module",
+        "tied module",
+        "parameter",
+        [nn.Embedding, "lm_*"],
+    ],
+)
+def test_more_can_be_exempted(exempt):
+    model = Model()
+    exempt = {"module": [model.wte], "tied module": [model.lm_head], "parameter": [model.wte.weight]}.get(
+        exempt if isinstance(exempt, str) else "", exempt
+    )
+    filtered, exempted, unfiltered = param_groups(model, update_fraction=0.05, weight_decay=0.1, exempt=exempt)
+    assert sorted(filtered["param_names"]) == sorted(WEIGHTS[1:])
+    assert exempted["param_names"] == ["wte.weight"]
+    assert (exempted["update_fraction"], exempted["weight_decay"]) == (1.0, 0.1)
+    assert sorted(unfiltered["param_names"]) == sorted(UNFILTERED)
+
+
+@pytest.mark.parametrize("exempt", ["lm_haed", nn.Conv2d, nn.Linear(1, 1), nn.Parameter(torch.ones(1))])
+def test_an_exemption_that_matches_nothing_is_an_error(exempt):
+    with pytest.raises(ValueError, match="exempt: no parameter of the model matches"):
+        param_groups(Model(), exempt=[exempt])
+
+
+def test_wrong_arguments():
+    with pytest.raises(TypeError, match="exempt takes names"):
+        param_groups(Model(), exempt=[3])
+    with pytest.raises(ValueError, match="no parameter that requires a gradient"):
+        param_groups(Model().requires_grad_(False))
+    with pytest.raises(ValueError, match="update_fraction"):
+        MoFO(param_groups(Model(), update_fraction=2.0))
+
+
+def test_a_model_of_norms_alone_has_one_group():
+    (group,) = param_groups(nn.LayerNorm(3))
+    assert group["update_fraction"] == 1.0
+
+
+def test_the_groups_work_as_they_should():
+    model = transformer()
+    before = copy.deepcopy(model)
+    optimizer = MoFO(param_groups(model, update_fraction=0.05, exempt=[nn.Embedding]), lr=1e-3)
+    train(model, optimizer, range(1))
+    share = {
+        name: (old != new).float().mean().item()
+        for (name, old), new in zip(before.named_parameters(), model.parameters())
+    }
+    assert share["layers.layers.0.linear1.weight"] == pytest.approx(0.05, abs=0.01)
+    assert share["ln_f.weight"] == 1.0 and share["wte.weight"] == 1.0
+
+
+def test_torch_optimizers_take_the_groups_too():
+    model, other = transformer(), transformer()
+    train(model, torch.optim.AdamW(param_groups(model), lr=1e-3, eps=1e-6), range(2))
+    optimizer = MoFO(param_groups(other, update_fraction=1.0), lr=1e-3, eps=1e-6)
+    train(other, optimizer, range(2))
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(model.parameters(), other.parameters()))
+    assert not all(same_bits(a, b) for a, b in zip(model.parameters(), transformer().parameters()))
