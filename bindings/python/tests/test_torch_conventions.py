@@ -9,11 +9,12 @@ import warnings
 
 import pytest
 import torch
-from mofo.torch import MoFO, param_groups
 from torch import nn
+
+from mofo.torch import MoFO, param_groups
 from torch_support import bits, loss_of, same_bits, same_parameters, tokens, train, transformer
 
-OPTIONS = dict(lr=3e-3, update_fraction=0.1, weight_decay=0.01, state_dtype=torch.bfloat16, seed=7)
+OPTIONS = {"lr": 3e-3, "update_fraction": 0.1, "weight_decay": 0.01, "state_dtype": torch.bfloat16, "seed": 7}
 
 
 def optimizer_of(model: nn.Module, **changes: object) -> MoFO:

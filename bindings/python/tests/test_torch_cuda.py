@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import os
 
-import mofo
 import pytest
 import torch
-from mofo.torch import MoFO, param_groups
 from torch import nn
+
+import mofo
+from mofo.torch import MoFO, param_groups
 from torch_support import bits, same_bits, same_parameters, train, transformer
 
 

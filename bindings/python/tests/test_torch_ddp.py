@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from mofo.torch import MoFO, param_groups
 from torch_support import loss_of, same_bits, tokens, transformer
 

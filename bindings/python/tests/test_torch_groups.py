@@ -6,8 +6,9 @@ import copy
 
 import pytest
 import torch
-from mofo.torch import MoFO, param_groups
 from torch import nn
+
+from mofo.torch import MoFO, param_groups
 from torch_support import same_bits, train, transformer
 
 

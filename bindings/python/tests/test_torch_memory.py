@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import gc
 
-import mofo
 import pytest
 import torch
+from torch import nn
+
+import mofo
 from mofo.torch import MoFO
 from mofo.torch._memory import state_tensor
-from torch import nn
 from torch_support import same_bits, train, transformer
 
 

@@ -8,8 +8,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from mofo.torch import MoFO, param_groups
 from torch import Tensor
+
+from mofo.torch import MoFO, param_groups
 from torch_support import bits, loss_of, reference, tokens, train, transformer
 
 
@@ -17,7 +18,9 @@ class PlainMoFO(torch.optim.Optimizer):
     """Algorithm 1 of the paper, with decoupled weight decay on the entries that move: sort, threshold, mask."""
 
     def __init__(self, params, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, update_fraction=0.1):
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, wd=weight_decay, fraction=update_fraction))
+        super().__init__(
+            params, {"lr": lr, "betas": betas, "eps": eps, "wd": weight_decay, "fraction": update_fraction}
+        )
 
     @torch.no_grad()
     def step(self):
@@ -48,7 +51,7 @@ def largest_difference(one: torch.nn.Module, other: torch.nn.Module) -> float:
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_an_update_fraction_of_1_is_adamw(weight_decay):
     ours, theirs = transformer(), transformer()
-    options = dict(lr=2e-3, betas=(0.8, 0.95), eps=1e-6, weight_decay=weight_decay)
+    options = {"lr": 2e-3, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": weight_decay}
     losses = train(ours, MoFO(ours.parameters(), update_fraction=1.0, **options), range(40))
     expected = train(theirs, torch.optim.AdamW(theirs.parameters(), **options), range(40))
     assert losses == pytest.approx(expected, rel=1e-4)
@@ -59,7 +62,7 @@ def test_an_update_fraction_of_1_is_adamw(weight_decay):
 @pytest.mark.parametrize("update_fraction", [0.03, 0.2])
 def test_mofo_is_the_papers_algorithm(update_fraction):
     ours, theirs = transformer(), transformer()
-    options = dict(lr=2e-3, eps=1e-6, weight_decay=0.05, update_fraction=update_fraction)
+    options = {"lr": 2e-3, "eps": 1e-6, "weight_decay": 0.05, "update_fraction": update_fraction}
     losses = train(ours, MoFO(ours.parameters(), **options), range(40))
     expected = train(theirs, PlainMoFO(theirs.parameters(), **options), range(40))
     assert losses == pytest.approx(expected, rel=2e-3)
@@ -153,7 +156,7 @@ def test_training_a_transformer_gives_the_bits_of_the_numpy_reference():
     for group in optimizer.param_groups:
         for name, param in zip(group["param_names"], group["params"]):
             params.append(param)
-            settings = dict(update_fraction=group["update_fraction"], weight_decay=group["weight_decay"])
+            settings = {"update_fraction": group["update_fraction"], "weight_decay": group["weight_decay"]}
             expected.add_tensor(module.Tensor(name, values(param), **settings))
     assert len(params) == len(list(model.parameters()))
     for step in range(12):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 
-import mofo
 import pytest
 import torch
-from mofo.torch import MoFO
 from torch import nn
+
+import mofo
+from mofo.torch import MoFO
 from torch_support import loss_of, same_bits, same_parameters, tokens, train, transformer
 
-MASTERS = dict(lr=1e-3, master_weights=True)
+MASTERS = {"lr": 1e-3, "master_weights": True}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -20,7 +21,7 @@ def test_moments_and_masters_keep_their_type_through_a_checkpoint(dtype, master_
     def start():
         return transformer().to(dtype)
 
-    options = dict(lr=1e-3, eps=1e-6, master_weights=master_weights, update_fraction=0.2)
+    options = {"lr": 1e-3, "eps": 1e-6, "master_weights": master_weights, "update_fraction": 0.2}
     expected = start()
     train(expected, MoFO(expected.parameters(), **options), range(6))
 

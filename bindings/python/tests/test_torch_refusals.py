@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import mofo
 import pytest
 import torch
-from mofo.torch import MoFO
 from torch import nn
+
+import mofo
+from mofo.torch import MoFO
 
 
 def parameter(**options):

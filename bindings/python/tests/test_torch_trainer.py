@@ -6,14 +6,15 @@ import os
 
 import pytest
 import torch
+
 from mofo.torch import MoFO, param_groups
 from torch_support import same_parameters, tokens
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments  # noqa: E402
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
-OPTIONS = dict(lr=1e-3, state_dtype=torch.bfloat16)
+OPTIONS = {"lr": 1e-3, "state_dtype": torch.bfloat16}
 
 
 class Sequences(torch.utils.data.Dataset):
@@ -33,19 +34,19 @@ def model() -> GPT2LMHeadModel:
 
 
 def arguments(folder, **changes) -> TrainingArguments:
-    options = dict(
-        output_dir=str(folder),
-        max_steps=12,
-        per_device_train_batch_size=4,
-        save_steps=6,
-        logging_steps=3,
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-        seed=3,
-        warmup_steps=2,
-        lr_scheduler_type="cosine",
-    )
+    options = {
+        "output_dir": str(folder),
+        "max_steps": 12,
+        "per_device_train_batch_size": 4,
+        "save_steps": 6,
+        "logging_steps": 3,
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "seed": 3,
+        "warmup_steps": 2,
+        "lr_scheduler_type": "cosine",
+    }
     return TrainingArguments(**{**options, **changes})
 
 

@@ -177,9 +177,8 @@ class Engine:
                 for row in rows:
                     row.steps += 1
                     row.step_cell.value = row.steps
-                # Autograd then notices that what it has kept for a backward pass is no longer the same.
-                increment_version([row.param for row in rows])
-                for row in rows:
+                    # Autograd then notices that what it has kept for a backward pass is no longer the same.
+                    increment_version(row.param)
                     if row.master is not None:
                         row.version = row.param._version
 
