@@ -5,6 +5,10 @@
 #   make demo-cuda  the same with the optimizer on an NVIDIA GPU; needs CUDA's cuda.h
 #   make examples   builds every example and runs the small ones
 #   make test       all tests, the examples included
+#   make test-python  the tests of the Python package that need no more than Python 3.9 (part of make test)
+#   make test-torch   all tests of the Python package, in a virtual environment in build/; needs PyPI, for PyTorch and more
+#   make lint-python  formatting, lints and types of the Python package, in the same environment
+#   make wheel      build/wheel/mofo-*.whl, the Python package with the library in it; needs PyPI, for hatchling
 #   make lint       formatting, clippy, rustdoc and compiler warnings, all of them errors
 #   make fmt        formats the Rust code
 #   make header     writes include/mofo.h from src/ffi
@@ -37,6 +41,7 @@ NATIVE ?= -march=native
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 LIBRARY := $(TARGET_DIR)/release/libmofo.a
+SHARED_LIBRARY := $(TARGET_DIR)/release/$(if $(filter Darwin,$(shell uname)),libmofo.dylib,libmofo.so)
 HEADERS := include/mofo.h include/mofo.hpp
 FINETUNE_PARTS := $(wildcard examples/c/finetune/*.c)
 FINETUNE := examples/c/finetune.c $(FINETUNE_PARTS)
@@ -69,6 +74,7 @@ WARNINGS := -Wall -Wextra -Werror -pedantic
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
 .PHONY: all library demo demo-cuda examples test lint fmt header kernels kernels-check bench bench-failing bench-torch bench-cuda
+.PHONY: test-python test-torch lint-python python-venv wheel
 .PHONY: lint-cuda cuda-headers emulated-cuda finetune-cuda gpu-bundle sanitize valgrind clean FORCE
 
 all: library
@@ -142,6 +148,27 @@ test: examples
 	$(CARGO) test
 	$(CARGO) test --features forced-paths --test paths
 	build/finetune --smoke
+	@$(MAKE) --no-print-directory test-python
+
+# Whoever has no Python can do without its tests; that they were left out is said.
+test-python: library
+	@if ! command -v $(PYTHON) >/dev/null; then echo 'skipped: the tests of the Python package: no $(PYTHON)'; \
+	elif ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9))'; then \
+	    echo 'skipped: the tests of the Python package: $(PYTHON) is older than 3.9'; \
+	else MOFO_LIBRARY=$(SHARED_LIBRARY) $(PYTHON) bindings/python/tests/run.py; fi
+
+python-venv: | build
+	$(PYTHON) bindings/python/tests/make_venv.py build/python-venv
+
+test-torch: library python-venv
+	cd bindings/python && MOFO_LIBRARY=$(abspath $(SHARED_LIBRARY)) $(CURDIR)/build/python-venv/bin/python -m pytest -q -rs tests
+
+lint-python: python-venv
+	cd bindings/python && $(CURDIR)/build/python-venv/bin/ruff check && $(CURDIR)/build/python-venv/bin/ruff format --check
+	cd bindings/python && $(CURDIR)/build/python-venv/bin/mypy
+
+wheel: library python-venv
+	MOFO_LIBRARY=$(abspath $(SHARED_LIBRARY)) build/python-venv/bin/pip wheel -q --no-deps -w build/wheel bindings/python
 
 lint: $(if $(CUDA_HEADER),lint-cuda)
 	$(CARGO) fmt --check

@@ -21,12 +21,12 @@ FILE_NAME = {"darwin": "libmofo.dylib", "win32": "mofo.dll"}.get(sys.platform, "
 
 NO_SDIST = (
     "mofo has no source distribution for Python: the library is built from the whole checkout, which has this folder "
-    "as a part. Build a wheel (`pip wheel bindings/python`, or `python -m build --wheel bindings/python`), or install from "
-    "the checkout (`pip install bindings/python`)"
+    "as a part. Build a wheel (`pip wheel bindings/python`, or `python -m build --wheel bindings/python`), or install "
+    "from the checkout (`pip install bindings/python`)"
 )
 
 
-class LibraryHook(BuildHookInterface):  # type: ignore[type-arg]
+class LibraryHook(BuildHookInterface[Any]):
     """Called by hatchling before each build."""
 
     PLUGIN_NAME = "custom"
@@ -46,12 +46,18 @@ class LibraryHook(BuildHookInterface):  # type: ignore[type-arg]
             shutil.copy2(library, package / FILE_NAME)
         else:
             build_data["force_include"][str(library)] = f"mofo/{FILE_NAME}"
+            # hatchling takes no licence from outside of its folder.
+            metadata = f"mofo-{self.metadata.version}.dist-info"
+            for name in ("LICENSE-MIT", "LICENSE-APACHE"):
+                build_data["force_include"][str(Path(self.root).resolve().parent.parent / name)] = (
+                    f"{metadata}/licenses/{name}"
+                )
 
     def _library(self) -> Path:
         named = os.environ.get("MOFO_LIBRARY")
         if named:
             if not Path(named).is_file():
-                raise SystemExit(f"MOFO_LIBRARY names {named}, which is not a file")
+                raise SystemExit(f"MOFO_LIBRARY names {named}, which is not a file, seen from {Path.cwd()}")
             return Path(named).resolve()
         return self._built(Path(self.root).resolve().parent.parent / "Cargo.toml")
 
