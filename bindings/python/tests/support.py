@@ -24,13 +24,19 @@ except ImportError:
 NO_NUMPY = "NumPy is not installed"
 
 
-def run_python(program: str, *, python: str = sys.executable, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs a program with this package, in a Python of its own."""
-    paths = [str(Path(mofo.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment}
-    return subprocess.run(
-        [python, "-W", "error", "-c", program], env=variables, capture_output=True, text=True, timeout=120
-    )
+def environment(**variables: str) -> dict[str, str]:
+    """The variables of a process that is to find this package and this library, wherever it runs."""
+    paths = [str(Path(mofo.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+    found = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    if os.environ.get("MOFO_LIBRARY"):
+        found["MOFO_LIBRARY"] = str(Path(os.environ["MOFO_LIBRARY"]).resolve())
+    return {**found, **variables}
+
+
+def run_python(program: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs a program with this package, in a Python of its own, with these environment variables."""
+    command = [sys.executable, "-W", "error", "-c", program]
+    return subprocess.run(command, env=environment(**variables), capture_output=True, text=True, timeout=120)
 
 
 def floats(*values: float) -> array.array[float]:

@@ -14,6 +14,7 @@ from safetensors.torch import safe_open, save_file
 
 import mofo
 from mofo.checkpoint import from_adamw, main, parameter_names, to_adamw
+from support import environment
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -222,8 +223,7 @@ def test_the_command_converts_files(tmp_path: Path) -> None:
 
     def run(*arguments: str) -> None:
         command = [sys.executable, "-m", "mofo.checkpoint", *arguments]
-        source = str(Path(mofo.__file__).parents[1])
-        done = subprocess.run(command, cwd=tmp_path, env=environment(source), capture_output=True, text=True)
+        done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
     run("from-adamw", "training.pt", "state.safetensors", "--key", "optimizer", "--names", "names.txt")
@@ -251,9 +251,3 @@ def test_the_command_says_what_is_wrong_and_runs_no_code_of_files(tmp_path: Path
         with pytest.raises(SystemExit, match=f"(?s){text}"):
             main(["from-adamw", str(tmp_path / file), str(tmp_path / "state.safetensors")])
     assert not (tmp_path / "was here").exists()
-
-
-def environment(source: str) -> dict[str, str]:
-    import os
-
-    return {**os.environ, "PYTHONPATH": source}
