@@ -35,7 +35,7 @@ def main() -> int:
     except mofo.LibraryError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"testing the Python package with Python {sys.version.split()[0]}: {', '.join(names)}", flush=True)
+    print(f"testing {mofo.__path__[0]} with Python {sys.version.split()[0]}: {', '.join(names)}", flush=True)
     suite = unittest.defaultTestLoader.loadTestsFromNames(names)
     started = time.monotonic()
     result = unittest.TextTestRunner(stream=sys.stdout, warnings="error").run(suite)

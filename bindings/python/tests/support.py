@@ -21,7 +21,7 @@ try:
 except ImportError:
     numpy = None
 
-NO_NUMPY = "NumPy is not installed"
+NO_NUMPY = "not installed: numpy"
 
 
 def environment(**variables: str) -> dict[str, str]:

@@ -19,9 +19,8 @@ OPTIONAL = ("numpy", "torch", "safetensors")
 
 
 def programs(guide: str) -> list[str]:
-    return re.findall(
-        r"^```python\n(.*?)^```", (ROOT / guide).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
-    )
+    text = (ROOT / guide).read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
 class Guides(unittest.TestCase):
@@ -33,21 +32,15 @@ class Guides(unittest.TestCase):
 def _check(guide: str, number: int, program: str) -> None:
     """Gives `Guides` a test of its own for each program, so that each that is skipped is counted."""
     needed = [name for name in OPTIONAL if re.search(rf"^(import|from) {name}\b", program, flags=re.MULTILINE)]
-    if "mofo.torch" in program or "mofo.checkpoint" in program:
-        needed += ["torch", "safetensors"]
+    if "mofo.checkpoint" in program:
+        needed.append("safetensors")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
 
-    @unittest.skipIf(missing, f"{' and '.join(missing)} not installed")
+    @unittest.skipIf(missing, f"not installed: {', '.join(missing)}")
     def test(self: unittest.TestCase) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            done = subprocess.run(
-                [sys.executable, "-c", program],
-                cwd=folder,
-                env=environment(),
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
+            command = [sys.executable, "-c", program]
+            done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300)
             self.assertEqual((done.returncode, done.stderr), (0, ""), program)
 
     setattr(Guides, f"test_{Path(guide).stem.lower()}_{number}", test)
