@@ -12,10 +12,7 @@ use crate::error::{Result, fail};
 /// the old file stays; after an error too.
 pub(super) fn replace(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
     let target = destination(path)?;
-    let folder = match target.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
+    let folder = folder_of(&target);
     let (mut file, temporary) = create_beside(folder)?;
     let result = write(&mut file)
         .and_then(|()| {
@@ -47,8 +44,19 @@ fn destination(path: &Path) -> Result<PathBuf> {
             "cannot write {}: it is there, and not a regular file",
             target.display()
         ),
-        Err(error) if error.kind() == IoErrorKind::NotFound => Ok(path.to_owned()),
+        Err(error) if error.kind() == IoErrorKind::NotFound => match fs::read_link(path) {
+            // To a file that is not there yet. It comes to an end: links in a circle are another error.
+            Ok(link) => destination(&folder_of(path).join(link)),
+            Err(_) => Ok(path.to_owned()),
+        },
         Err(error) => Err(io_error("write", path, &error)),
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
     }
 }
 
