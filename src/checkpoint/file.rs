@@ -14,12 +14,12 @@ pub(super) fn replace(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) 
     let target = destination(path)?;
     let folder = folder_of(&target);
     let (mut file, temporary) = create_beside(folder)?;
+    // First, so that nobody reads in the new file what the old one kept from him. As far as the system lets us.
+    if let Ok(old) = fs::metadata(&target) {
+        let _ = file.set_permissions(old.permissions());
+    }
     let result = write(&mut file)
         .and_then(|()| {
-            if let Ok(old) = fs::metadata(&target) {
-                // As far as the system lets us.
-                let _ = file.set_permissions(old.permissions());
-            }
             file.sync_all()
                 .map_err(|error| io_error("write", &temporary, &error))
         })
