@@ -84,8 +84,15 @@ fn create_beside(folder: &Path) -> Result<(File, PathBuf)> {
 fn sync_folder(folder: &Path) -> Result<()> {
     match File::open(folder).and_then(|folder| folder.sync_all()) {
         Ok(()) => Ok(()),
-        // Some file systems cannot, and then there is nothing to be done.
-        Err(error) if error.kind() == IoErrorKind::InvalidInput => Ok(()),
+        // Some file systems cannot, nor can we in a folder that may be written to and not read. Nothing is to be done then.
+        Err(error)
+            if matches!(
+                error.kind(),
+                IoErrorKind::InvalidInput | IoErrorKind::PermissionDenied
+            ) =>
+        {
+            Ok(())
+        }
         Err(error) => Err(io_error("make sure of", folder, &error)),
     }
 }
