@@ -8,6 +8,8 @@
 #   make lint       formatting, clippy, rustdoc and compiler warnings, all of them errors
 #   make fmt        formats the Rust code
 #   make header     writes include/mofo.h from src/ffi
+#   make api-reference  writes docs/api.md from include/mofo.h
+#   make memory-table  writes the tables of docs/memory.md
 #   make kernels    compiles the CUDA kernels into src/cuda/kernels/compiled; needs Python and PyPI, but neither CUDA nor a GPU
 #   make kernels-check  whether the compiled kernels are what the compiler makes of the sources
 #   make bench      times the steps of many tensors; takes some minutes (BENCH_ARGS="--help" shows its options, --full measures more)
@@ -68,7 +70,7 @@ CPP17 := -std=c++17 -Iinclude
 WARNINGS := -Wall -Wextra -Werror -pedantic
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
-.PHONY: all library demo demo-cuda examples test lint fmt header kernels kernels-check bench bench-failing bench-torch bench-cuda
+.PHONY: all library demo demo-cuda examples test lint fmt header api-reference memory-table kernels kernels-check bench bench-failing bench-torch bench-cuda
 .PHONY: lint-cuda cuda-headers emulated-cuda finetune-cuda gpu-bundle sanitize valgrind clean FORCE
 
 all: library
@@ -164,6 +166,12 @@ fmt:
 
 header:
 	MOFO_WRITE_HEADER=1 $(CARGO) test --test header
+
+api-reference:
+	MOFO_WRITE_API_REFERENCE=1 $(CARGO) test --test api_reference
+
+memory-table:
+	MOFO_WRITE_MEMORY_TABLE=1 $(CARGO) test --test memory_table
 
 kernels:
 	$(PYTHON) src/cuda/kernels/compile.py
