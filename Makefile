@@ -111,6 +111,9 @@ build/finetune-sanitize: $(FINETUNE) $(FINETUNE_HEADERS) $(HEADERS) $(LIBRARY) |
 build/minimal-c: examples/c/minimal.c $(HEADERS) $(LIBRARY) | build
 	$(CC) $(C99) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $< $(LIBRARY) $(LDLIBS) -o $@
 
+build/memory: examples/c/memory.c $(HEADERS) $(LIBRARY) | build
+	$(CC) $(C99) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $< $(LIBRARY) $(LDLIBS) -o $@
+
 build/minimal-cpp: examples/cpp/minimal.cpp $(HEADERS) $(LIBRARY) | build
 	$(CXX) $(CPP17) $(CPPFLAGS) $(CXXFLAGS) $(LDFLAGS) $< $(LIBRARY) $(LDLIBS) -o $@
 
@@ -154,6 +157,7 @@ lint: $(if $(CUDA_HEADER),lint-cuda)
 	for file in $(FINETUNE); do $(CC) $(C11) $(CPPFLAGS) $(WARNINGS) -fsyntax-only $$file || exit 1; done
 	@test -n "$(CUDA_HEADER)" || echo 'skipped: finetune_cuda.c: $(NO_CUDA_HEADER)'
 	$(CC) $(C99) $(CPPFLAGS) $(WARNINGS) -fsyntax-only examples/c/minimal.c
+	$(CC) $(C99) $(CPPFLAGS) $(WARNINGS) -fsyntax-only examples/c/memory.c
 	$(CXX) $(CPP17) $(CPPFLAGS) $(WARNINGS) -fsyntax-only examples/cpp/minimal.cpp
 	$(CC) $(C99) $(CPPFLAGS) $(WARNINGS) -fsyntax-only benches/adamw.c
 	for file in $(BENCH); do $(CXX) $(CPP17) $(CPPFLAGS) $(WARNINGS) -fsyntax-only $$file || exit 1; done

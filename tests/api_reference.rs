@@ -102,6 +102,17 @@ const SUBJECTS: &[Subject] = &[
         ],
     },
     Subject {
+        title: "Checkpoints",
+        guide: "[Checkpoints](checkpoints.md) has the format, and what is restored.",
+        entries: &[
+            Of("mofo_save"),
+            Of("mofo_load"),
+            Of("mofo_save_size"),
+            Of("mofo_save_to_memory"),
+            Of("mofo_load_from_memory"),
+        ],
+    },
+    Subject {
         title: "CUDA",
         guide: "[CUDA](cuda.md) has the rules of a step on a GPU.",
         entries: &[
