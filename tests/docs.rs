@@ -101,14 +101,18 @@ fn program(block: &Block, extension: &str) -> String {
         panic!("{}: in={name}: {}: {error}", block.place(), path.display())
     });
     let (mut program, mut places) = (String::new(), 0);
-    for line in around.lines() {
+    // So that a compiler's message names the right file.
+    let numbered = ["c", "cpp"].contains(&extension);
+    for (number, line) in around.lines().enumerate() {
         if ["/* the block */", "// the block", "# the block"].contains(&line.trim()) {
             places += 1;
-            if ["c", "cpp"].contains(&extension) {
-                // So that a compiler's message names the document.
+            if numbered {
                 program += &format!("#line {} \"{}\"\n", block.line, block.path.display());
             }
             program += &block.code;
+            if numbered {
+                program += &format!("#line {} \"{}\"\n", number + 2, path.display());
+            }
         } else {
             program += line;
             program.push('\n');
@@ -128,6 +132,10 @@ fn run(block: &Block, command: &mut Command, log: &Path, limit: Duration) -> Str
     let mut child = command
         .spawn()
         .unwrap_or_else(|error| panic!("{}: {command:?}: {error}", block.place()));
+    let line: Vec<_> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|word| word.to_string_lossy())
+        .collect();
     let started = Instant::now();
     let status = loop {
         if let Some(status) = child.try_wait().unwrap() {
@@ -142,18 +150,23 @@ fn run(block: &Block, command: &mut Command, log: &Path, limit: Duration) -> Str
     let text = String::from_utf8_lossy(&std::fs::read(log).unwrap()).into_owned();
     assert!(
         status.success(),
-        "{}: {command:?}\nended with {status} after {:?}:\n{text}",
+        "{}: {}\nended with {status} after {:?}:\n{text}",
         block.place(),
+        line.join(" "),
         started.elapsed()
     );
     text
 }
 
 /// Compiles a block, or leaves it out if it says so.
-fn each_program(language: &str, mut compile: impl FnMut(&Block, &Path, &Path) -> Command) -> Tally {
+fn each_program(
+    language: &str,
+    blocks: Vec<Block>,
+    mut compile: impl FnMut(&Block, &Path, &Path) -> Command,
+) -> Tally {
     let (_, extension) = PROGRAMS.iter().find(|(name, _)| *name == language).unwrap();
     let mut tally = Tally::default();
-    for block in blocks_of(language) {
+    for block in blocks {
         if let Some(reason) = block.attribute("ignore") {
             assert!(
                 !reason.is_empty(),
@@ -190,7 +203,6 @@ fn each_program(language: &str, mut compile: impl FnMut(&Block, &Path, &Path) ->
         );
         tally.ran += 1;
     }
-    tally.say(language);
     tally
 }
 
@@ -222,20 +234,30 @@ fn compile_natively(
 
 #[test]
 fn c_blocks_compile_and_run() {
-    let tally = each_program("c", compile_natively(Language::C, "-std=c99"));
+    let tally = each_program(
+        "c",
+        blocks_of("c"),
+        compile_natively(Language::C, "-std=c99"),
+    );
+    tally.say("c");
     assert!(tally.ran > 0);
 }
 
 #[test]
 fn cpp_blocks_compile_and_run() {
-    let tally = each_program("cpp", compile_natively(Language::Cpp, "-std=c++17"));
+    let tally = each_program(
+        "cpp",
+        blocks_of("cpp"),
+        compile_natively(Language::Cpp, "-std=c++17"),
+    );
+    tally.say("cpp");
     assert!(tally.ran > 0);
 }
 
 #[test]
 fn rust_blocks_compile_and_run() {
     let library = toolchain::rust_library();
-    let tally = each_program("rust", |block, source, program| {
+    let tally = each_program("rust", blocks_of("rust"), |block, source, program| {
         let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
         let mut command = Command::new(rustc);
         command
@@ -256,6 +278,7 @@ fn rust_blocks_compile_and_run() {
         );
         Command::new(program)
     });
+    tally.say("rust");
     assert!(tally.ran > 0);
 }
 
@@ -268,66 +291,70 @@ fn imports(code: &str) -> BTreeSet<&str> {
         .collect()
 }
 
+fn requires_python() -> bool {
+    std::env::var_os("MOFO_REQUIRE_PYTHON").is_some_and(|value| value == "1")
+}
+
+/// Python, with the project's own package.
+fn python() -> Command {
+    let mut command = Command::new("python3");
+    command
+        .env("PYTHONPATH", root().join("bindings/python/src"))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("MOFO_LIBRARY", toolchain::shared_library());
+    command
+}
+
+/// What keeps `module` from being imported: itself, or one that it imports, where that is not installed. Other reasons
+/// are left to the block to fail of.
+fn missing_for(module: &str) -> Option<String> {
+    let output = python().args(["-c", &format!("import {module}")]).output();
+    let error = String::from_utf8_lossy(&output.unwrap().stderr).into_owned();
+    let (_, name) = error.rsplit_once("No module named '")?;
+    let name = name.split(['\'', '.']).next().unwrap().to_owned();
+    // The project's own is never just not installed.
+    let own = root().join("bindings/python/src").join(&name).exists();
+    (!own).then_some(name)
+}
+
 #[test]
 fn python_blocks_run() {
-    let required = std::env::var_os("MOFO_REQUIRE_PYTHON").is_some_and(|value| value == "1");
-    let packages = root().join("bindings/python/src");
-    let python = || {
-        let mut command = Command::new("python3");
-        command
-            .env("PYTHONPATH", &packages)
-            .env("PYTHONDONTWRITEBYTECODE", "1")
-            .env("MOFO_LIBRARY", toolchain::shared_library());
-        command
-    };
-    let mut missing = BTreeMap::new();
-    if !toolchain::exists("python3") {
-        missing.insert("python3 itself".to_owned(), ());
-    }
-    let mut absent = |module: &str| {
-        if missing.contains_key("python3 itself") {
-            return true;
-        }
-        let found = python()
-            .args(["-c", &format!("import {module}")])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
-        let found = found.is_ok_and(|status| status.success());
-        if !found {
-            missing.insert(module.to_owned(), ());
-        }
-        !found
-    };
-    let mut lacking = BTreeSet::new();
+    let mut lacking = BTreeMap::new();
     for block in blocks_of("python") {
-        let code = program(&block, "py");
-        if imports(&code).into_iter().any(&mut absent) {
-            lacking.insert(block.place());
+        if block.attribute("ignore").is_some() {
+            continue;
+        }
+        let missing = if toolchain::exists("python3") {
+            imports(&program(&block, "py"))
+                .into_iter()
+                .find_map(missing_for)
+        } else {
+            Some("python3".to_owned())
+        };
+        if let Some(missing) = missing {
+            assert!(
+                !requires_python(),
+                "{}: MOFO_REQUIRE_PYTHON is 1, and there is no {missing}",
+                block.place()
+            );
+            lacking.insert(block.place(), missing);
         }
     }
-    let names: Vec<&str> = missing.keys().map(String::as_str).collect();
-    let names = names.join(", ");
-    assert!(
-        !required || lacking.is_empty(),
-        "MOFO_REQUIRE_PYTHON is 1, and there is no {names}"
-    );
-    let mut skipped = 0;
-    each_program("python", |block, source, _| {
-        if lacking.contains(&block.place()) {
-            say_skipped(&format!("{}: python3 lacks one of {names}", block.place()));
-            skipped += 1;
-            return Command::new("true");
+    let mut blocks = blocks_of("python");
+    blocks.retain(|block| match lacking.get(&block.place()) {
+        Some(missing) => {
+            say_skipped(&format!("{}: there is no {missing}", block.place()));
+            false
         }
+        None => true,
+    });
+    let mut tally = each_program("python", blocks, |_, source, _| {
         let mut command = python();
         command.arg(source);
         command
     });
-    if skipped > 0 {
-        say(&format!(
-            "docs: python: of these, {skipped} were skipped, for want of {names}"
-        ));
-    }
+    tally.left_out += lacking.len();
+    tally.say("python");
 }
 
 /// What a line of a shell block asks of the repository: targets of make, and scripts and programs of its own.
@@ -384,7 +411,16 @@ fn shell_blocks_parse_and_name_what_is_there() {
                 panic!("{}: {what}: {line}", block.place());
             }
         }
-        if block.attribute("run").is_some() {
+        if block.attribute("run").is_none() {
+            parsed += 1;
+        } else if block.code.contains("python3") && !toolchain::exists("python3") {
+            assert!(
+                !requires_python(),
+                "{}: MOFO_REQUIRE_PYTHON is 1, and there is no python3",
+                block.place()
+            );
+            say_skipped(&format!("{}: there is no python3", block.place()));
+        } else {
             let mut command = Command::new("sh");
             command.arg("-eu").arg(&script).current_dir(root());
             run(
@@ -394,8 +430,6 @@ fn shell_blocks_parse_and_name_what_is_there() {
                 Duration::from_secs(300),
             );
             ran += 1;
-        } else {
-            parsed += 1;
         }
     }
     say(&format!("docs: sh: {ran} blocks ran, {parsed} only parsed"));

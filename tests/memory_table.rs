@@ -9,7 +9,8 @@ use std::process::Command;
 
 use toolchain::{Language, WARNINGS, compiler, root};
 
-const BEGIN: &str = "<!-- Printed by examples/c/memory.c: `make memory-table` writes it here. -->\n\n";
+const BEGIN: &str =
+    "<!-- Printed by examples/c/memory.c: `make memory-table` writes it here. -->\n\n";
 const END: &str = "<!-- End of what it printed. -->\n";
 
 fn printed() -> String {

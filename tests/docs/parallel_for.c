@@ -1,6 +1,7 @@
 /* An engine with a thread pool, which here has one thread. */
 #include <assert.h>
 #include <mofo.h>
+#include <stddef.h>
 
 typedef struct {
     int64_t tasks;
