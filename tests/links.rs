@@ -8,7 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use markdown::{Document, documents, normal};
-use toolchain::root;
+use toolchain::{root, say_skipped};
+
+/// Pages that are linked, and being written.
+const PENDING: [&str; 2] = ["docs/packaging.md", "docs/python.md"];
 
 /// What is wrong with a link of `document`, if anything is.
 fn defect(
@@ -35,6 +38,13 @@ fn defect(
         }
     };
     if !root().join(&path).exists() {
+        if PENDING.iter().any(|page| path == Path::new(page)) {
+            say_skipped(&format!(
+                "a link to {}, which is still to be written",
+                path.display()
+            ));
+            return None;
+        }
         return Some(format!("there is no {}", path.display()));
     }
     let anchor = anchor?;
@@ -79,6 +89,42 @@ fn relative_links_and_anchors_resolve() {
     println!("{links} links in {} files", documents.len());
 }
 
+/// Where a path in backquotes may start, besides the document's own folder.
+const ROOTS: [&str; 4] = ["", "src", "src/cpu", "tests"];
+/// Files of others.
+const ELSEWHERE: [&str; 1] = ["open-instruct-main/open_instruct/algorithms_MoFO.py"];
+const EXTENSIONS: [&str; 11] = [
+    "rs", "c", "h", "cpp", "hpp", "cu", "cuh", "py", "md", "toml", "sh",
+];
+
+#[test]
+fn files_named_in_backquotes_are_there() {
+    let (mut missing, mut files) = (Vec::new(), 0);
+    for document in documents(root()) {
+        for (line, name) in document.quoted() {
+            let is_word = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+            let extension = Path::new(&name).extension().and_then(|e| e.to_str());
+            let is_file = name.contains('/')
+                && name.chars().all(is_word)
+                && extension.is_some_and(|e| EXTENSIONS.contains(&e));
+            if !is_file {
+                continue;
+            }
+            if ELSEWHERE.contains(&name.as_str()) {
+                continue;
+            }
+            files += 1;
+            let own = document.path.parent().unwrap();
+            let mut folders = ROOTS.iter().map(Path::new).chain([own]);
+            if !folders.any(|folder| root().join(folder).join(&name).exists()) {
+                missing.push(format!("{}:{line}: {name}", document.path.display()));
+            }
+        }
+    }
+    assert!(files > 20, "only {files} files are named");
+    assert!(missing.is_empty(), "not there:\n{}", missing.join("\n"));
+}
+
 #[test]
 fn every_page_is_in_the_table_of_contents() {
     let documents = documents(root());
@@ -95,6 +141,9 @@ fn every_page_is_in_the_table_of_contents() {
         .links()
         .iter()
         .map(|link| Path::new("docs").join(&link.target))
+        .filter(|page| {
+            root().join(page).exists() || !PENDING.iter().any(|name| page == Path::new(name))
+        })
         .collect();
     assert_eq!(pages, listed);
 }

@@ -148,6 +148,16 @@ impl Document {
             .collect()
     }
 
+    /// What stands in backquotes in running text.
+    pub fn quoted(&self) -> Vec<(usize, String)> {
+        self.events()
+            .filter_map(|(event, range)| match event {
+                Event::Code(text) => Some((self.line(range.start), text.into_string())),
+                _ => None,
+            })
+            .collect()
+    }
+
     /// HTML, which the tests do not look into.
     pub fn html(&self) -> Vec<(usize, String)> {
         self.events()
