@@ -40,17 +40,17 @@ enum { COMBINATIONS = sizeof combinations / sizeof *combinations };
 /* Of all tensors of a model. */
 typedef struct {
     uint64_t entries, tensors;
-    uint64_t moments, masters, allocated;
+    uint64_t allocated;
     uint64_t largest_scratch, all_scratch;
 } sums;
 
-static void add(sums *sum, const mofo_options *options, const combination *types, uint64_t numel) {
+static void add(sums *sum, const mofo_options *options, const combination *types, int32_t grad, uint64_t numel) {
     mofo_tensor tensor;
     mofo_state_sizes sizes;
     int32_t status = mofo_tensor_init(&tensor, sizeof tensor);
     tensor.numel = numel;
     tensor.param_dtype = types->param;
-    tensor.grad_dtype = types->param;
+    tensor.grad_dtype = grad;
     if (status >= 0) status = mofo_state_size(options, &tensor, &sizes, sizeof sizes);
     if (status < 0) {
         fprintf(stderr, "%s: %s\n", mofo_status_name(status), mofo_last_error());
@@ -58,32 +58,30 @@ static void add(sums *sum, const mofo_options *options, const combination *types
     }
     sum->entries += numel;
     sum->tensors++;
-    sum->moments += sizes.exp_avg + sizes.exp_avg_sq;
-    sum->masters += sizes.master;
     sum->allocated += sizes.allocated;
     sum->all_scratch += sizes.scratch;
     if (sizes.scratch > sum->largest_scratch) sum->largest_scratch = sizes.scratch;
 }
 
-static sums sums_of(const model *m, const combination *types, int32_t device) {
+static sums sums_of(const model *m, const combination *types, int32_t grad, int32_t device) {
     mofo_options options;
-    sums sum = {0, 0, 0, 0, 0, 0, 0};
+    sums sum = {0, 0, 0, 0, 0};
     if (mofo_options_init(&options, sizeof options) < 0) exit(1);
     options.device = device;
     options.state_dtype = types->state;
     options.master_weights = types->master;
     options.num_threads = 16; /* the work space is the same up to 64 */
-    add(&sum, &options, types, m->vocabulary * m->width);
+    add(&sum, &options, types, grad, m->vocabulary * m->width);
     for (uint64_t layer = 0; layer < m->layers; layer++) {
-        add(&sum, &options, types, m->query_width * m->width);
-        add(&sum, &options, types, m->kv_width * m->width);
-        add(&sum, &options, types, m->kv_width * m->width);
-        add(&sum, &options, types, m->width * m->query_width);
-        for (int i = 0; i < 3; i++) add(&sum, &options, types, m->ff_width * m->width);
-        for (int i = 0; i < 2; i++) add(&sum, &options, types, m->width);
+        add(&sum, &options, types, grad, m->query_width * m->width);
+        add(&sum, &options, types, grad, m->kv_width * m->width);
+        add(&sum, &options, types, grad, m->kv_width * m->width);
+        add(&sum, &options, types, grad, m->width * m->query_width);
+        for (int i = 0; i < 3; i++) add(&sum, &options, types, grad, m->ff_width * m->width);
+        for (int i = 0; i < 2; i++) add(&sum, &options, types, grad, m->width);
     }
-    add(&sum, &options, types, m->width);
-    if (!m->tied) add(&sum, &options, types, m->vocabulary * m->width);
+    add(&sum, &options, types, grad, m->width);
+    if (!m->tied) add(&sum, &options, types, grad, m->vocabulary * m->width);
     return sum;
 }
 
@@ -96,7 +94,7 @@ static uint64_t cpu_scratch(const sums *sum) {
 static void head(const char *left, int columns) {
     printf("| %s |", left);
     for (int i = 0; i < MODELS; i++) {
-        sums sum = sums_of(&models[i], &combinations[0], MOFO_DEVICE_CPU);
+        sums sum = sums_of(&models[i], &combinations[0], MOFO_DTYPE_F32, MOFO_DEVICE_CPU);
         printf(" %.1f B |", (double)sum.entries / 1e9);
     }
     printf("\n|");
@@ -104,31 +102,33 @@ static void head(const char *left, int columns) {
     printf("\n");
 }
 
-static void row(const combination *types, const char *what, uint64_t (*bytes)(const sums *, const combination *, uint64_t),
-                uint64_t grad_bytes) {
+static void row(const combination *types, int32_t grad, const char *what,
+                uint64_t (*bytes)(const sums *, const combination *, int32_t)) {
     printf("| %s | %s | %s | %s |", types->name, types->state == MOFO_DTYPE_F32 ? "f32" : "bf16",
            types->param == MOFO_DTYPE_F32 ? "" : types->master ? "yes" : "no", what);
     for (int i = 0; i < MODELS; i++) {
-        sums sum = sums_of(&models[i], types, MOFO_DEVICE_CPU);
-        printf(" %.1f |", (double)bytes(&sum, types, grad_bytes) / (1 << 30));
+        sums sum = sums_of(&models[i], types, grad, MOFO_DEVICE_CPU);
+        printf(" %.1f |", (double)bytes(&sum, types, grad) / (1 << 30));
     }
     printf("\n");
 }
 
-static uint64_t state(const sums *sum, const combination *types, uint64_t grad_bytes) {
-    (void)types, (void)grad_bytes;
+static uint64_t bytes_of(int32_t dtype) { return dtype == MOFO_DTYPE_F32 ? 4 : 2; }
+
+static uint64_t state(const sums *sum, const combination *types, int32_t grad) {
+    (void)types, (void)grad;
     return sum->allocated;
 }
 
-static uint64_t total(const sums *sum, const combination *types, uint64_t grad_bytes) {
-    uint64_t param_bytes = types->param == MOFO_DTYPE_F32 ? 4 : 2;
-    return sum->allocated + cpu_scratch(sum) + sum->entries * (param_bytes + grad_bytes);
+static uint64_t total(const sums *sum, const combination *types, int32_t grad) {
+    return sum->allocated + cpu_scratch(sum) + sum->entries * (bytes_of(types->param) + bytes_of(grad));
 }
 
 static uint64_t scratch(const model *m, int32_t device) {
     uint64_t most = 0;
-    for (int i = 0; i < COMBINATIONS; i++) {
-        sums sum = sums_of(m, &combinations[i], device);
+    for (int i = 0; i < 2 * COMBINATIONS; i++) {
+        int32_t grad = i % 2 == 0 ? MOFO_DTYPE_F32 : MOFO_DTYPE_BF16;
+        sums sum = sums_of(m, &combinations[i / 2], grad, device);
         /* On CUDA every tensor has its own. */
         uint64_t bytes = device == MOFO_DEVICE_CPU ? cpu_scratch(&sum) : sum.all_scratch;
         if (bytes > most) most = bytes;
@@ -146,16 +146,16 @@ int main(void) {
     printf("State, in GiB: moments and master copies.\n\n");
     head("parameter | moments | master | bytes an entry", 4);
     static const char *const state_bytes[COMBINATIONS] = {"8", "4", "12", "8", "8", "4"};
-    for (int i = 0; i < COMBINATIONS; i++) row(&combinations[i], state_bytes[i], state, 0);
+    for (int i = 0; i < COMBINATIONS; i++) row(&combinations[i], MOFO_DTYPE_F32, state_bytes[i], state);
 
     printf("\nEverything, in GiB: parameters, gradients, state and the work space of a step on the CPU.\n\n");
     head("parameter | moments | master | gradient", 4);
     for (int i = 0; i < COMBINATIONS; i++) {
-        row(&combinations[i], "f32", total, 4);
-        row(&combinations[i], "16 bits", total, 2);
+        row(&combinations[i], MOFO_DTYPE_F32, "f32", total);
+        row(&combinations[i], MOFO_DTYPE_BF16, "16 bits", total);
     }
 
-    printf("\nWork space of a step, in GiB, at most, with any types.\n\n");
+    printf("\nWork space of a step, in GiB, at most, with any of these types.\n\n");
     head("device", 1);
     scratch_row(MOFO_DEVICE_CPU, "CPU");
     scratch_row(MOFO_DEVICE_CUDA, "CUDA");
