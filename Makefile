@@ -70,7 +70,7 @@ CPP17 := -std=c++17 -Iinclude
 WARNINGS := -Wall -Wextra -Werror -pedantic
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
-.PHONY: all library demo demo-cuda examples test lint fmt header api-reference memory-table kernels kernels-check bench bench-failing bench-torch bench-cuda
+.PHONY: all library demo demo-cuda examples test lint fmt header kernels kernels-check bench bench-failing bench-torch bench-cuda
 .PHONY: lint-cuda cuda-headers emulated-cuda finetune-cuda gpu-bundle sanitize valgrind clean FORCE
 
 all: library
@@ -171,6 +171,7 @@ fmt:
 header:
 	MOFO_WRITE_HEADER=1 $(CARGO) test --test header
 
+.PHONY: api-reference memory-table
 api-reference:
 	MOFO_WRITE_API_REFERENCE=1 $(CARGO) test --test api_reference
 
