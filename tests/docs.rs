@@ -32,11 +32,18 @@ const PROGRAMS: [(&str, &str); 4] = [("c", "c"), ("cpp", "cpp"), ("rust", "rs"),
 const SHOWN: [&str; 5] = ["text", "console", "json", "toml", "cmake"];
 const ATTRIBUTES: [&str; 4] = ["in", "no_run", "ignore", "run"];
 
-/// The blocks of the project's documents, but for those of tests and benchmarks.
+/// What is no document: notes beside test data, and templates of files that are made when packaging.
+const NO_DOCUMENTS: [&str; 2] = ["tests", "packaging"];
+
+/// The blocks of the project's documents.
 fn blocks() -> Vec<Block> {
     documents(root())
         .iter()
-        .filter(|document| !document.path.starts_with("tests"))
+        .filter(|document| {
+            !NO_DOCUMENTS
+                .iter()
+                .any(|folder| document.path.starts_with(folder))
+        })
         .flat_map(|document| document.blocks())
         .collect()
 }
