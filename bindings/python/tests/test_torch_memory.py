@@ -150,6 +150,19 @@ def test_a_parameter_that_moves_is_followed_and_nothing_is_lost(move, dtype):
     del keep
 
 
+def test_a_parameter_that_moves_while_its_gradient_stays():
+    grad = torch.linspace(-1, 1, 64)
+    plain, param = nn.Parameter(torch.ones(64)), nn.Parameter(torch.ones(64))
+    run(plain, [grad, grad])
+    optimizer = run(param, [grad])
+    left = param.data
+    before = left.clone()
+    param.data = param.data.clone()
+    assert param.grad is grad
+    optimizer.step()
+    assert same_bits(param, plain) and torch.equal(left, before)
+
+
 def test_a_parameter_whose_memory_moves_at_every_step():
     model, expected = transformer(), transformer()
     optimizer = MoFO(model.parameters())
@@ -258,6 +271,7 @@ def test_a_state_that_is_exchanged_is_followed(change):
             param.grad = None
             change(optimizer, param)
             optimizer.step()
+            assert optimizer._engine._groups[0].rows[0].handle is None
         param.grad = grad
         optimizer.step()
     assert same_bits(param, plain)
