@@ -82,6 +82,19 @@ class State(unittest.TestCase):
         self.assertEqual(list(last), expected)
         del others
 
+    def test_is_freed_by_close_if_nobody_looks_at_it(self) -> None:
+        made, _, _ = optimizer("w")
+        made.step()
+        handle = made._handle
+        assert handle is not None
+        moment = made.state("w").exp_avg
+        self.assertTrue(handle.lent())
+        del moment
+        self.assertFalse(handle.lent())
+        self.assertTrue(handle.destroy.alive)
+        made.close()
+        self.assertFalse(handle.destroy.alive)
+
     def test_keeps_its_tensor_from_being_removed(self) -> None:
         made, _, _ = optimizer("a", "b")
         state = made.state("a")
