@@ -49,7 +49,7 @@ def main() -> int:
         f"test result: {'FAILED' if failed else 'ok'}. {passed} passed; {failed} failed; "
         f"{len(result.skipped)} ignored; 0 measured; 0 filtered out; finished in {time.monotonic() - started:.2f}s"
     )
-    return 1 if failed or not passed else 0
+    return 1 if failed or not result.testsRun else 0
 
 
 if __name__ == "__main__":
