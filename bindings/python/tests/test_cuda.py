@@ -1,4 +1,4 @@
-"""An optimizer on CUDA: on a GPU or, where LD_LIBRARY_PATH finds the emulated driver (`make emulated-cuda`), on the CPU.
+"""An optimizer on CUDA: a GPU or, where LD_LIBRARY_PATH finds the emulated driver (`make emulated-cuda`), the CPU.
 
 Memory comes from the driver itself, through ctypes.
 """
