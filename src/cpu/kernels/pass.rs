@@ -9,7 +9,7 @@ use crate::rule::scalars::Scalars;
 
 /// What stays the same over a range of entries.
 #[derive(Clone, Copy)]
-pub(super) struct Pass {
+pub(in crate::cpu) struct Pass {
     scalars: Scalars,
     filter: Filter,
     pub(super) decay_all: bool,
