@@ -6,7 +6,7 @@ use super::kernels::{
 };
 use super::vector::Vector;
 use crate::backend::Job;
-use crate::config::{CpuTier, Dtype, Filter, StateDtype};
+use crate::config::{CpuTier, Dtype, Filter, StateDtype, WeightDecayScope};
 use crate::error::{Error, ErrorKind, Result, fail};
 
 /// One tier's loops, those over tiles for the types of a job: what [`super::kernels`] runs them with is for every tier
@@ -32,21 +32,20 @@ pub(super) struct Kernels {
     check_operations: unsafe fn(),
 }
 
-/// `$function::<Param, Moment>` for the types of a job.
+/// `$function::<Param, Moment, …>` for the types of a job.
 macro_rules! for_types {
-    ($job:ident, $function:ident) => {
-        match ($job.param_dtype, has_master($job)) {
-            (Dtype::F32, _) => for_types!(@moment $job, $function, Single),
-            (Dtype::F16, false) => for_types!(@moment $job, $function, HalfF16),
-            (Dtype::F16, true) => for_types!(@moment $job, $function, MasterF16),
-            (Dtype::BF16, false) => for_types!(@moment $job, $function, HalfBf16),
-            (Dtype::BF16, true) => for_types!(@moment $job, $function, MasterBf16),
-        }
-    };
-    (@moment $job:ident, $function:ident, $param:ty) => {
-        match $job.state_dtype {
-            StateDtype::F32 => $function::<$param, Single>,
-            StateDtype::BF16 => $function::<$param, HalfBf16>,
+    ($job:ident, $function:ident $(, $constant:literal)?) => {
+        match ($job.param_dtype, has_master($job), $job.state_dtype) {
+            (Dtype::F32, _, StateDtype::F32) => $function::<Single, Single $(, $constant)?>,
+            (Dtype::F32, _, StateDtype::BF16) => $function::<Single, HalfBf16 $(, $constant)?>,
+            (Dtype::F16, false, StateDtype::F32) => $function::<HalfF16, Single $(, $constant)?>,
+            (Dtype::F16, false, StateDtype::BF16) => $function::<HalfF16, HalfBf16 $(, $constant)?>,
+            (Dtype::F16, true, StateDtype::F32) => $function::<MasterF16, Single $(, $constant)?>,
+            (Dtype::F16, true, StateDtype::BF16) => $function::<MasterF16, HalfBf16 $(, $constant)?>,
+            (Dtype::BF16, false, StateDtype::F32) => $function::<HalfBf16, Single $(, $constant)?>,
+            (Dtype::BF16, false, StateDtype::BF16) => $function::<HalfBf16, HalfBf16 $(, $constant)?>,
+            (Dtype::BF16, true, StateDtype::F32) => $function::<MasterBf16, Single $(, $constant)?>,
+            (Dtype::BF16, true, StateDtype::BF16) => $function::<MasterBf16, HalfBf16 $(, $constant)?>,
         }
     };
 }
@@ -90,7 +89,10 @@ macro_rules! tier {
                 tier: $tier,
                 lanes: <V as Vector>::LANES,
                 widen,
-                step: |job| for_types!(job, step),
+                step: |job| match job.weight_decay_scope {
+                    WeightDecayScope::Selected => for_types!(job, step, false),
+                    WeightDecayScope::All => for_types!(job, step, true),
+                },
                 step_and_note: |job| for_types!(job, step_and_note),
                 settle: |job| for_types!(job, settle),
                 keys: |job| match job.filter {
@@ -112,11 +114,11 @@ macro_rules! tier {
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn step<P: Param<V>, S: Moment<V>>(
+            unsafe fn step<P: Param<V>, S: Moment<V>, const DECAY_ALL: bool>(
                 body: &mut Step, pass: &Pass, place: Place, first: u32, len: usize,
             ) {
                 // SAFETY: the caller's promise.
-                unsafe { body.tile::<V, P, S>(pass, place, first, len) };
+                unsafe { body.tile::<V, P, S, DECAY_ALL>(pass, place, first, len) };
             }
 
             $(#[target_feature(enable = $features)])?
@@ -275,7 +277,7 @@ mod tests {
     use super::super::vector::{MAX_LANES, MIN_LANES};
     use super::*;
     use crate::backend::RandomKeys;
-    use crate::config::{Filter, Rounding, WeightDecayScope};
+    use crate::config::Rounding;
     use crate::rule::random::{Key, Stream};
     use crate::rule::scalars::{Hyper, Scalars};
     use crate::rule::{convert, entry, random};

@@ -1,7 +1,7 @@
 //! The loops that look at keys and change nothing.
 
 use super::pass::Pass;
-use super::walk::{Place, Sizes, Uses, walk};
+use super::walk::{LONG_TILE, Place, Sizes, Uses, walk};
 use crate::backend::Job;
 use crate::config::Filter;
 use crate::cpu::element::{Moment, Single, load_grad};
@@ -42,7 +42,7 @@ pub(in crate::cpu) unsafe fn keys(
     let mut body = Keys { to: keys };
     let tile = (kernels.keys)(job);
     // SAFETY: the caller's promise.
-    unsafe { walk(kernels, job, (start, len as u64), Uses::Grad, &mut body, tile) };
+    unsafe { walk(kernels, job, (start, len as u64), Uses::Grad, LONG_TILE, &mut body, tile) };
 }
 
 /// What [`keys()`] keeps from tile to tile.
@@ -181,7 +181,7 @@ pub(in crate::cpu) unsafe fn collect(
     };
     let tile = (kernels.collect)(job);
     // SAFETY: the caller's promise.
-    unsafe { walk(kernels, job, (start, len as u64), Uses::Grad, &mut body, tile) };
+    unsafe { walk(kernels, job, (start, len as u64), Uses::Grad, LONG_TILE, &mut body, tile) };
     Collected {
         above: body.above,
         inside: body.inside,

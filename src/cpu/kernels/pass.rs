@@ -2,7 +2,7 @@
 
 use super::walk::Place;
 use crate::backend::Job;
-use crate::config::{Filter, Rounding, WeightDecayScope};
+use crate::config::{Filter, Rounding};
 use crate::cpu::element::{Moment, Param, Round};
 use crate::cpu::vector::{Vector, magnitude, mix32, mix32_high, uniform};
 use crate::rule::scalars::Scalars;
@@ -12,7 +12,6 @@ use crate::rule::scalars::Scalars;
 pub(in crate::cpu) struct Pass {
     scalars: Scalars,
     filter: Filter,
-    pub(super) decay_all: bool,
     stochastic: bool,
     regrowth: f32,
     /// Of the first round of random bits, which all streams share.
@@ -36,7 +35,6 @@ impl Pass {
             } else {
                 job.filter
             },
-            decay_all: job.weight_decay_scope == WeightDecayScope::All,
             stochastic: job.rounding == Rounding::Stochastic,
             regrowth: (1.0 / f64::from(job.scalars.decay) - 1.0) as f32,
             first_key: random.first,

@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 
 use super::pass::Pass;
-use super::walk::{Place, TILE_GROUPS, Uses, walk};
+use super::walk::{Place, TILE, TILE_GROUPS, Uses, walk};
 use crate::backend::Job;
 use crate::cpu::element::{Moment, Param};
 use crate::cpu::tier::Kernels;
@@ -31,7 +31,7 @@ pub(in crate::cpu) unsafe fn settle(
     };
     let tile = (kernels.settle)(job);
     // SAFETY: the caller's promise.
-    unsafe { walk(kernels, job, (start, len), Uses::Param, &mut body, tile) };
+    unsafe { walk(kernels, job, (start, len), Uses::Param, TILE, &mut body, tile) };
     body.count
 }
 

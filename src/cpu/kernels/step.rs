@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 
 use super::keys::keys;
 use super::pass::Pass;
-use super::walk::{Place, TILE, TILE_GROUPS, Uses, walk};
+use super::walk::{LONG_TILE, Place, TILE, TILE_GROUPS, Uses, walk};
 use crate::backend::Job;
 use crate::config::Filter;
 use crate::cpu::element::{Moment, Param};
@@ -35,7 +35,7 @@ pub(in crate::cpu) unsafe fn step(
         };
         let tile = (kernels.step)(job);
         // SAFETY: the caller's promise.
-        unsafe { walk(kernels, job, (start, len), Uses::GradAndParam, &mut body, tile) };
+        unsafe { walk(kernels, job, (start, len), Uses::GradAndParam, LONG_TILE, &mut body, tile) };
         return body.moved;
     }
     let mut moved = 0;
@@ -72,7 +72,7 @@ unsafe fn step_by_other(
     };
     let tile = (kernels.step)(job);
     // SAFETY: the caller's promise.
-    unsafe { walk(kernels, job, (start, len), Uses::GradAndParam, &mut body, tile) };
+    unsafe { walk(kernels, job, (start, len), Uses::GradAndParam, TILE, &mut body, tile) };
     body.moved
 }
 
@@ -90,22 +90,26 @@ pub(in crate::cpu) struct Step {
 }
 
 impl Step {
-    /// A [`Tile`](super::walk::Tile).
+    /// A [`Tile`](super::walk::Tile). `DECAY_ALL` says that what does not move decays all the same.
     ///
     /// # Safety
     ///
     /// As there.
     #[inline(always)]
-    pub(in crate::cpu) unsafe fn tile<V: Vector, P: Param<V>, S: Moment<V>>(
+    pub(in crate::cpu) unsafe fn tile<V, P, S, const DECAY_ALL: bool>(
         &mut self,
         pass: &Pass,
         place: Place,
         first: u32,
         len: usize,
-    ) {
+    ) where
+        V: Vector,
+        P: Param<V>,
+        S: Moment<V>,
+    {
         let entries = V::lane_numbers() + V::uint(first);
+        let everywhere = V::equal(entries, entries);
         let mut moved_lanes = V::uint(0);
-        let decay_everywhere = V::at_least(V::uint(pass.decay_all.into()), V::uint(1));
         for group in 0..len.div_ceil(V::LANES) {
             let thresholds = self.thresholds.wrapping_add(group * V::LANES * self.advance);
             let (place, entries) = place.group::<V, P, S>(entries, group);
@@ -118,14 +122,17 @@ impl Step {
                 let selected = V::finite(m) & V::at_least(magnitude::<V>(m), threshold);
 
                 let old = P::load(place.param, place.master);
-                // What does not move may decay all the same.
-                let difference = V::keep(selected, V::bits(pass.difference::<V>(m, v)));
-                let new = pass.decayed::<V, P>(old) - V::from_bits(difference);
-                let new = pass.encode::<V, P>(new, entries);
-                let written = selected | decay_everywhere;
+                let mut difference = pass.difference::<V>(m, v);
+                let mut written = selected;
+                if DECAY_ALL {
+                    difference = V::from_bits(V::keep(selected, V::bits(difference)));
+                    written = everywhere;
+                }
+                let new = pass.moved::<V, P>(old, difference, entries);
                 P::store(place.param, place.master, new, old, written);
                 moved_lanes = V::tally(moved_lanes, selected);
             }
+            V::end_group();
         }
         self.thresholds = self.thresholds.wrapping_add(len * self.advance);
         self.moved += u64::from(V::sum(moved_lanes));
@@ -204,7 +211,7 @@ pub(in crate::cpu) unsafe fn step_and_note(
     };
     let tile = (kernels.step_and_note)(job);
     // SAFETY: the caller's promise.
-    unsafe { walk(kernels, job, (start, len), Uses::GradAndParam, &mut body, tile) };
+    unsafe { walk(kernels, job, (start, len), Uses::GradAndParam, TILE, &mut body, tile) };
     body.moved
 }
 

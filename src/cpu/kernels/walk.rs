@@ -13,12 +13,16 @@ use crate::cpu::vector::{Bf16, F16, Format, MAX_LANES, MIN_LANES, Vector};
 
 /// Entries that are dealt with before a loop goes on: what is needed twice is still in the nearest cache then.
 pub(super) const TILE: usize = 512;
+/// Entries of a tile of which nothing is needed twice.
+pub(super) const LONG_TILE: usize = 1 << 16;
+/// Of them, those whose gradients are widened.
+const WIDENED: usize = 1024;
 /// Groups of a tile, of the vector with the fewest lanes.
 pub(super) const TILE_GROUPS: usize = TILE / MIN_LANES;
 
 /// A loop over the groups of a tile, with a body that lasts for a whole walk. Compiled for each tier and the types of
-/// parameter and moments; the type of the gradient is none of its business. It deals with some entries, at most [`TILE`];
-/// given are where they lie, the lower half of the first one's index, and how many they are. The lanes behind them hold
+/// parameter and moments; the type of the gradient is none of its business. It deals with some entries, at most as many
+/// as it says; given are where they lie, the lower half of the first one's index, and how many they are. The lanes behind them hold
 /// nothing that could be selected.
 ///
 /// # Safety
@@ -43,7 +47,7 @@ pub(super) enum Uses {
 }
 
 /// Deals with the entries `start..start + len`. Not compiled for every tier and type, because what it does itself it
-/// does once a tile.
+/// does once a tile, of `most` entries at most.
 ///
 /// # Safety
 ///
@@ -54,17 +58,23 @@ pub(super) unsafe fn walk<B>(
     job: &Job,
     (start, len): (u64, u64),
     uses: Uses,
+    most: usize,
     body: &mut B,
     tile: Tile<B>,
 ) {
+    let most = if job.grad_dtype == Dtype::F32 {
+        most
+    } else {
+        most.min(WIDENED)
+    };
     let sizes = Sizes::of(job, uses);
     let lanes = kernels.lanes;
     debug_assert!((MIN_LANES..=MAX_LANES).contains(&lanes) && lanes.is_power_of_two());
     let mut gradients = Gradients::new();
     for Span { high, start, len } in spans(start, len) {
         let pass = Pass::new(job, high);
-        for first in (0..len).step_by(TILE) {
-            let n = TILE.min(len - first);
+        for first in (0..len).step_by(most) {
+            let n = most.min(len - first);
             let index = start as usize + first;
             let mut place = Place::of(job).at(index, sizes);
             if sizes.grad > 0 {
@@ -170,18 +180,18 @@ impl Place {
 /// The gradients of a tile as f32, where they are of another type. Not initialised, because most of the time it is
 /// not used.
 #[repr(C, align(64))]
-struct Gradients([MaybeUninit<f32>; TILE]);
+struct Gradients([MaybeUninit<f32>; WIDENED]);
 
 impl Gradients {
     fn new() -> Self {
-        Self([MaybeUninit::uninit(); TILE])
+        Self([MaybeUninit::uninit(); WIDENED])
     }
 
     /// Where the gradients of a tile's entries are as f32. The last group may be incomplete.
     ///
     /// # Safety
     ///
-    /// The entries `first..first + len` lie within the job's tensor; at most [`TILE`] of them.
+    /// The entries `first..first + len` lie within the job's tensor; at most [`WIDENED`] of them, unless they are f32.
     unsafe fn of(&mut self, widen: Widen, job: &Job, first: usize, len: usize) -> *const f32 {
         let size = job.grad_dtype.size();
         let from = job.grad.wrapping_add(first * size);
@@ -335,19 +345,22 @@ unsafe fn copy(from: Place, to: Place, n: usize, sizes: Sizes, direction: Direct
     }
     // SAFETY: the caller's promise.
     unsafe {
-        if direction == Direction::In {
+        if direction == Direction::In && sizes.grad > 0 {
             let grad = to.grad.cast_mut().cast::<u8>();
             grad.copy_from_nonoverlapping(from.grad.cast(), n * sizes.grad);
         }
-        to.param
-            .copy_from_nonoverlapping(from.param, n * sizes.param);
+        if sizes.param > 0 {
+            to.param
+                .copy_from_nonoverlapping(from.param, n * sizes.param);
+        }
         to.exp_avg
             .copy_from_nonoverlapping(from.exp_avg, n * sizes.moment);
         to.exp_avg_sq
             .copy_from_nonoverlapping(from.exp_avg_sq, n * sizes.moment);
-        to.master
-            .cast::<u8>()
-            .copy_from_nonoverlapping(from.master.cast(), n * sizes.master);
+        if sizes.master > 0 {
+            let master = to.master.cast::<u8>();
+            master.copy_from_nonoverlapping(from.master.cast(), n * sizes.master);
+        }
     }
 }
 
