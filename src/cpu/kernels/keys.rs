@@ -72,6 +72,7 @@ impl Keys {
                 let keys = keys_of::<V, S, MOMENTUM>(pass, place, entries);
                 V::store_u32(self.to.add(group * V::LANES), keys);
             }
+            V::end_group();
         }
         self.to = self.to.wrapping_add(len);
     }
