@@ -159,7 +159,7 @@ impl Cpu {
                 // SAFETY: a range of the job (the caller's promise); each chunk has a place of its own among
                 // the `chunks` ones.
                 unsafe {
-                    let sum = (kernels.sum_of_squares)(job, piece.start + offset, len);
+                    let sum = kernels::sum_of_squares(kernels, job, piece.start + offset, len);
                     out.0.add(piece.slot + chunk).write(sum);
                 }
             }

@@ -8,6 +8,7 @@ use super::vector::Vector;
 use crate::backend::Job;
 use crate::config::{CpuTier, Dtype, Filter, StateDtype, WeightDecayScope};
 use crate::error::{Error, ErrorKind, Result, fail};
+use crate::rule::norm;
 
 /// One tier's loops, those over tiles for the types of a job: what [`super::kernels`] runs them with is for every tier
 /// the same.
@@ -27,7 +28,7 @@ pub(super) struct Kernels {
     pub(super) collect: fn(&Job) -> Tile<Collect>,
     pub(super) lines: fn(&Job) -> unsafe fn(&Job, &[u64], *mut u32),
     pub(super) sift: unsafe fn(*const u32, usize, Bracket, *mut u32) -> Collected,
-    pub(super) sum_of_squares: unsafe fn(&Job, u64, usize) -> f64,
+    pub(super) add_squares: unsafe fn(&mut [f64; norm::LANES], *const f32, usize),
     #[cfg(test)]
     check_operations: unsafe fn(),
 }
@@ -46,6 +47,19 @@ macro_rules! for_types {
             (Dtype::BF16, false, StateDtype::BF16) => $function::<HalfBf16, HalfBf16 $(, $constant)?>,
             (Dtype::BF16, true, StateDtype::F32) => $function::<MasterBf16, Single $(, $constant)?>,
             (Dtype::BF16, true, StateDtype::BF16) => $function::<MasterBf16, HalfBf16 $(, $constant)?>,
+        }
+    };
+}
+
+/// `$function::<Param>` for the types of a job.
+macro_rules! for_param_types {
+    ($job:ident, $function:ident) => {
+        match ($job.param_dtype, has_master($job)) {
+            (Dtype::F32, _) => $function::<Single>,
+            (Dtype::F16, false) => $function::<HalfF16>,
+            (Dtype::F16, true) => $function::<MasterF16>,
+            (Dtype::BF16, false) => $function::<HalfBf16>,
+            (Dtype::BF16, true) => $function::<MasterBf16>,
         }
     };
 }
@@ -69,10 +83,10 @@ pub(super) fn has_master(job: &Job) -> bool {
 pub(super) fn keeps_old(job: &Job) -> bool {
     // It is the same for every vector.
     type V = crate::cpu::portable::Lanes;
-    fn of<P: Param<V>, S: Moment<V>>() -> bool {
+    fn of<P: Param<V>>() -> bool {
         P::KEEPS_OLD
     }
-    let of: fn() -> bool = for_types!(job, of);
+    let of: fn() -> bool = for_param_types!(job, of);
     of()
 }
 
@@ -94,7 +108,7 @@ macro_rules! tier {
                     WeightDecayScope::All => for_types!(job, step, true),
                 },
                 step_and_note: |job| for_types!(job, step_and_note),
-                settle: |job| for_types!(job, settle),
+                settle: |job| for_param_types!(job, settle),
                 keys: |job| match job.filter {
                     Filter::Momentum => for_moment_types!(job, keys, true),
                     _ => for_moment_types!(job, keys, false),
@@ -102,7 +116,7 @@ macro_rules! tier {
                 collect: |job| for_moment_types!(job, collect),
                 lines: |job| for_moment_types!(job, lines),
                 sift,
-                sum_of_squares,
+                add_squares,
                 #[cfg(test)]
                 check_operations,
             };
@@ -130,11 +144,11 @@ macro_rules! tier {
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn settle<P: Param<V>, S: Moment<V>>(
+            unsafe fn settle<P: Param<V>>(
                 body: &mut Settle, pass: &Pass, place: Place, first: u32, len: usize,
             ) {
                 // SAFETY: the caller's promise.
-                unsafe { body.tile::<V, P, S>(pass, place, first, len) };
+                unsafe { body.tile::<V, P>(pass, place, first, len) };
             }
 
             $(#[target_feature(enable = $features)])?
@@ -168,9 +182,9 @@ macro_rules! tier {
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn sum_of_squares(job: &Job, start: u64, len: usize) -> f64 {
+            unsafe fn add_squares(lanes: &mut [f64; norm::LANES], grad: *const f32, len: usize) {
                 // SAFETY: the caller's promise.
-                unsafe { kernels::sum_of_squares::<V>(job, start, len) }
+                unsafe { kernels::add_squares(lanes, grad, len) };
             }
 
             #[cfg(test)]

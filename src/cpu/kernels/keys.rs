@@ -1,7 +1,7 @@
 //! The loops that look at keys and change nothing.
 
 use super::pass::Pass;
-use super::walk::{LONG_TILE, Place, Sizes, Uses, walk};
+use super::walk::{LONG_TILE, Place, Uses, walk};
 use crate::backend::Job;
 use crate::config::Filter;
 use crate::cpu::element::{Moment, Single, load_grad};
@@ -118,7 +118,7 @@ pub(in crate::cpu) unsafe fn lines_by_momentum<V: Vector, S: Moment<V>>(
     let mut to = keys;
     for &start in starts {
         let pass = Pass::new(job, (start >> 32) as u32);
-        let mut place = Place::of(job).at(start as usize, Sizes::of_types::<V, Single, S>());
+        let mut place = Place::of(job, start as usize);
         place.grad = grad.as_ptr();
         let size = job.grad_dtype.size();
         let from = job.grad.wrapping_add(start as usize * size);

@@ -11,7 +11,7 @@ mod walk;
 pub(super) use keys::{
     Bracket, Collect, Collected, Keys, collect, keys, lines, lines_by_momentum, sift,
 };
-pub(super) use norm::sum_of_squares;
+pub(super) use norm::{add_squares, sum_of_squares};
 pub(super) use pass::Pass;
 pub(super) use settle::{Settle, settle};
 pub(super) use step::{Bounds, Notes, Step, StepAndNote, step, step_and_note};

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use super::pass::Pass;
 use super::walk::{Place, TILE, TILE_GROUPS, Uses, walk};
 use crate::backend::Job;
-use crate::cpu::element::{Moment, Param};
+use crate::cpu::element::{Param, Single};
 use crate::cpu::tier::Kernels;
 use crate::cpu::vector::{Vector, magnitude};
 
@@ -51,12 +51,9 @@ impl Settle {
     ///
     /// A group of lanes is readable at `place`.
     #[inline(always)]
-    unsafe fn lanes<V: Vector, S: Moment<V>>(
-        &self,
-        place: Place,
-    ) -> (V::Mask, V::Mask, V::Mask) {
+    unsafe fn lanes<V: Vector>(&self, place: Place) -> (V::Mask, V::Mask, V::Mask) {
         // SAFETY: the caller's promise.
-        let m = unsafe { S::load(place.exp_avg) };
+        let m = unsafe { V::load_f32(place.exp_avg.cast()) };
         let key = V::keep(V::finite(m), magnitude::<V>(m));
         let (threshold, moved_from) = (V::uint(self.threshold), V::uint(self.moved_from));
         let moves = V::at_least(key, threshold);
@@ -74,7 +71,7 @@ impl Settle {
     ///
     /// As there.
     #[inline(always)]
-    pub(in crate::cpu) unsafe fn tile<V: Vector, P: Param<V>, S: Moment<V>>(
+    pub(in crate::cpu) unsafe fn tile<V: Vector, P: Param<V>>(
         &mut self,
         pass: &Pass,
         place: Place,
@@ -88,11 +85,11 @@ impl Settle {
         let wrong = wrong.as_mut_ptr().cast::<u16>();
         let mut listed = 0;
         for group in 0..len.div_ceil(V::LANES) {
-            let (place, _) = place.group::<V, P, S>(entries, group);
+            let (place, _) = place.group::<V, P, Single>(entries, group);
             place.prefetch_result::<V, P>();
             // SAFETY: the caller's promise; the list has room for all groups of a tile.
             unsafe {
-                let (moves, advance, retreat) = self.lanes::<V, S>(place);
+                let (moves, advance, retreat) = self.lanes::<V>(place);
                 counts = V::tally(counts, moves);
                 wrong.add(listed).write(group as u16);
                 listed += usize::from(V::any(advance | retreat));
@@ -103,10 +100,11 @@ impl Settle {
             // SAFETY: the caller's promise; the list is written up to this place.
             unsafe {
                 let group = wrong.add(i).read().into();
-                let (place, entries) = place.group::<V, P, S>(entries, group);
-                let (_, advance, retreat) = self.lanes::<V, S>(place);
+                let (place, entries) = place.group::<V, P, Single>(entries, group);
+                let (_, advance, retreat) = self.lanes::<V>(place);
                 let old = P::load(place.param, place.master);
-                let (m, v) = (S::load(place.exp_avg), S::load(place.exp_avg_sq));
+                let m = V::load_f32(place.exp_avg.cast());
+                let v = V::load_f32(place.exp_avg_sq.cast());
                 let difference = pass.difference::<V>(m, v);
                 let moved = pass.moved::<V, P>(old, difference, entries);
                 if P::KEEPS_OLD {

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 
 use super::pass::Pass;
 use crate::backend::Job;
-use crate::config::Dtype;
+use crate::config::{Dtype, StateDtype};
 use crate::cpu::element::{Moment, Param};
 use crate::cpu::prefetch;
 use crate::cpu::tier::{Kernels, has_master};
@@ -15,8 +15,8 @@ use crate::cpu::vector::{Bf16, F16, Format, MAX_LANES, MIN_LANES, Vector};
 pub(super) const TILE: usize = 512;
 /// Entries of a tile of which nothing is needed twice.
 pub(super) const LONG_TILE: usize = 1 << 16;
-/// Of them, those whose gradients are widened.
-const WIDENED: usize = 1024;
+/// Entries of a tile of which something is widened.
+pub(super) const WIDENED: usize = 1024;
 /// Groups of a tile, of the vector with the fewest lanes.
 pub(super) const TILE_GROUPS: usize = TILE / MIN_LANES;
 
@@ -32,17 +32,17 @@ pub(super) const TILE_GROUPS: usize = TILE / MIN_LANES;
 /// group more.
 pub(in crate::cpu) type Tile<B> = unsafe fn(&mut B, &Pass, Place, u32, usize);
 
-/// Widens gradients of a 16-bit type: [`widen`], compiled for a tier.
+/// Widens values of a 16-bit type: [`widen`], compiled for a tier.
 pub(in crate::cpu) type Widen = unsafe fn(Dtype, *const u8, usize, *mut f32);
 
 /// The buffers that a body uses besides the moments.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub(super) enum Uses {
     /// It writes nothing, and does not look at the parameter.
     Grad,
-    /// It writes moments and parameter.
+    /// It writes the parameter. Moments, which it only reads, are f32 for it.
     Param,
-    /// It writes moments and parameter, too.
+    /// It writes moments and parameter.
     GradAndParam,
 }
 
@@ -67,19 +67,33 @@ pub(super) unsafe fn walk<B>(
     } else {
         most.min(WIDENED)
     };
+    debug_assert!(most <= WIDENED || uses != Uses::Param);
     let sizes = Sizes::of(job, uses);
     let lanes = kernels.lanes;
     debug_assert!((MIN_LANES..=MAX_LANES).contains(&lanes) && lanes.is_power_of_two());
-    let mut gradients = Gradients::new();
+    let state_dtype = dtype_of(job.state_dtype);
+    let (mut grads, mut exp_avgs, mut exp_avg_sqs) =
+        (Widened::new(), Widened::new(), Widened::new());
     for Span { high, start, len } in spans(start, len) {
         let pass = Pass::new(job, high);
         for first in (0..len).step_by(most) {
             let n = most.min(len - first);
             let index = start as usize + first;
-            let mut place = Place::of(job).at(index, sizes);
-            if sizes.grad > 0 {
-                // SAFETY: the entries lie within the range (the caller's promise).
-                place.grad = unsafe { gradients.of(kernels.widen, job, index, n) };
+            let mut place = Place::of(job, index);
+            // SAFETY: the entries lie within the range (the caller's promise).
+            unsafe {
+                if sizes.grad > 0 {
+                    let from = job.grad.add(index * job.grad_dtype.size());
+                    place.grad = grads.of(kernels.widen, job.grad_dtype, from, n);
+                }
+                if uses == Uses::Param {
+                    let (m, v) = (place.exp_avg, place.exp_avg_sq);
+                    let (m, v) = (
+                        exp_avgs.of(kernels.widen, state_dtype, m, n),
+                        exp_avg_sqs.of(kernels.widen, state_dtype, v, n),
+                    );
+                    (place.exp_avg, place.exp_avg_sq) = (m.cast_mut().cast(), v.cast_mut().cast());
+                }
             }
             let tail = n & (lanes - 1);
             let whole = n - tail;
@@ -97,6 +111,13 @@ pub(super) unsafe fn walk<B>(
                 }
             }
         }
+    }
+}
+
+fn dtype_of(state: StateDtype) -> Dtype {
+    match state {
+        StateDtype::F32 => Dtype::F32,
+        StateDtype::BF16 => Dtype::BF16,
     }
 }
 
@@ -138,16 +159,25 @@ impl Place {
         }
     }
 
-    /// Where the first entry of a job lies. Its gradient is for the caller to find.
+    /// Where an entry of a job lies. Its gradient is for the caller to find.
     #[inline(always)]
-    pub(super) fn of(job: &Job) -> Self {
-        Self {
+    pub(super) fn of(job: &Job, entry: usize) -> Self {
+        let first = Self {
             param: job.param,
             grad: std::ptr::null(),
             exp_avg: job.exp_avg,
             exp_avg_sq: job.exp_avg_sq,
             master: job.master,
-        }
+        };
+        first.at(
+            entry,
+            Sizes {
+                param: job.param_dtype.size(),
+                grad: 0,
+                moment: job.state_dtype.size(),
+                master: size_of::<f32>(),
+            },
+        )
     }
 
     /// `entries` further.
@@ -177,37 +207,38 @@ impl Place {
     }
 }
 
-/// The gradients of a tile as f32, where they are of another type. Not initialised, because most of the time it is
-/// not used.
+/// Values of a tile as f32, where they are of another type. Not initialised, because most of the time it is not used.
 #[repr(C, align(64))]
-struct Gradients([MaybeUninit<f32>; WIDENED]);
+pub(super) struct Widened([MaybeUninit<f32>; WIDENED]);
 
-impl Gradients {
-    fn new() -> Self {
+impl Widened {
+    pub(super) fn new() -> Self {
         Self([MaybeUninit::uninit(); WIDENED])
     }
 
-    /// Where the gradients of a tile's entries are as f32. The last group may be incomplete.
+    /// Where the first `len` values of a type from `from` on are as f32.
     ///
     /// # Safety
     ///
-    /// The entries `first..first + len` lie within the job's tensor; at most [`WIDENED`] of them, unless they are f32.
-    unsafe fn of(&mut self, widen: Widen, job: &Job, first: usize, len: usize) -> *const f32 {
-        let size = job.grad_dtype.size();
-        let from = job.grad.wrapping_add(first * size);
+    /// So many are readable there; at most [`WIDENED`] of them, unless they are f32.
+    pub(super) unsafe fn of(
+        &mut self,
+        widen: Widen,
+        dtype: Dtype,
+        from: *const u8,
+        len: usize,
+    ) -> *const f32 {
+        if dtype == Dtype::F32 {
+            return from.cast();
+        }
         let to = self.0.as_mut_ptr().cast::<f32>();
         // SAFETY: the caller's promise.
-        unsafe {
-            match job.grad_dtype {
-                Dtype::F32 => return from.cast(),
-                dtype => widen(dtype, from, len, to),
-            }
-        }
+        unsafe { widen(dtype, from, len, to) };
         to
     }
 }
 
-/// Widens gradients of a 16-bit type.
+/// Widens `len` values of a 16-bit type.
 ///
 /// # Safety
 ///
@@ -316,7 +347,11 @@ impl Sizes {
         Self {
             param: if param { job.param_dtype.size() } else { 0 },
             grad: float(grad),
-            moment: job.state_dtype.size(),
+            moment: if uses == Uses::Param {
+                size_of::<f32>()
+            } else {
+                job.state_dtype.size()
+            },
             master: float(param && has_master(job)),
         }
     }
