@@ -272,7 +272,9 @@ impl LineCopy {
         let mut notes = Notes::at(places, old.as_mut_ptr());
         // SAFETY: only the entries of the line are touched, which the copies hold; there is room for notes about all of
         // them, and a group more.
-        unsafe { kernels::step_and_note(kernels, &copied, (start, LINE as u64), bounds, &mut notes) };
+        unsafe {
+            kernels::step_and_note(kernels, &copied, (start, LINE as u64), bounds, &mut notes)
+        };
         notes.lost
     }
 }

@@ -2,11 +2,11 @@
 
 use super::element::{HalfBf16, HalfF16, MasterBf16, MasterF16, Moment, Param, Single};
 use super::kernels::{
-    Bracket, Collect, Collected, Keys, Pass, Place, Settle, Step, StepAndNote, Tile, Widen,
+    Bracket, Collect, Collected, Decay, Keys, Pass, Place, Settle, Step, StepAndNote, Tile, Widen,
 };
 use super::vector::Vector;
 use crate::backend::Job;
-use crate::config::{CpuTier, Dtype, Filter, StateDtype, WeightDecayScope};
+use crate::config::{CpuTier, Dtype, Filter, StateDtype};
 use crate::error::{Error, ErrorKind, Result, fail};
 use crate::rule::norm;
 
@@ -21,6 +21,7 @@ pub(super) struct Kernels {
     pub(super) step: fn(&Job) -> Tile<Step>,
     pub(super) step_and_note:
         fn(&Job) -> for<'a, 'b> unsafe fn(&'a mut StepAndNote<'b>, &Pass, Place, u32, usize),
+    pub(super) decay: fn(&Job) -> Tile<Decay>,
     pub(super) settle: fn(&Job) -> Tile<Settle>,
     /// By the job's filter.
     pub(super) keys: fn(&Job) -> Tile<Keys>,
@@ -33,33 +34,25 @@ pub(super) struct Kernels {
     check_operations: unsafe fn(),
 }
 
-/// `$function::<Param, Moment, …>` for the types of a job.
+/// `$function::<Param, Moment>` for the types of a job.
 macro_rules! for_types {
-    ($job:ident, $function:ident $(, $constant:literal)?) => {
-        match ($job.param_dtype, has_master($job), $job.state_dtype) {
-            (Dtype::F32, _, StateDtype::F32) => $function::<Single, Single $(, $constant)?>,
-            (Dtype::F32, _, StateDtype::BF16) => $function::<Single, HalfBf16 $(, $constant)?>,
-            (Dtype::F16, false, StateDtype::F32) => $function::<HalfF16, Single $(, $constant)?>,
-            (Dtype::F16, false, StateDtype::BF16) => $function::<HalfF16, HalfBf16 $(, $constant)?>,
-            (Dtype::F16, true, StateDtype::F32) => $function::<MasterF16, Single $(, $constant)?>,
-            (Dtype::F16, true, StateDtype::BF16) => $function::<MasterF16, HalfBf16 $(, $constant)?>,
-            (Dtype::BF16, false, StateDtype::F32) => $function::<HalfBf16, Single $(, $constant)?>,
-            (Dtype::BF16, false, StateDtype::BF16) => $function::<HalfBf16, HalfBf16 $(, $constant)?>,
-            (Dtype::BF16, true, StateDtype::F32) => $function::<MasterBf16, Single $(, $constant)?>,
-            (Dtype::BF16, true, StateDtype::BF16) => $function::<MasterBf16, HalfBf16 $(, $constant)?>,
+    ($job:ident, $function:ident) => {
+        match $job.state_dtype {
+            StateDtype::F32 => for_param_types!($job, $function, Single),
+            StateDtype::BF16 => for_param_types!($job, $function, HalfBf16),
         }
     };
 }
 
-/// `$function::<Param>` for the types of a job.
+/// `$function::<Param, …>` for the types of a job.
 macro_rules! for_param_types {
-    ($job:ident, $function:ident) => {
+    ($job:ident, $function:ident $(, $moment:ty)?) => {
         match ($job.param_dtype, has_master($job)) {
-            (Dtype::F32, _) => $function::<Single>,
-            (Dtype::F16, false) => $function::<HalfF16>,
-            (Dtype::F16, true) => $function::<MasterF16>,
-            (Dtype::BF16, false) => $function::<HalfBf16>,
-            (Dtype::BF16, true) => $function::<MasterBf16>,
+            (Dtype::F32, _) => $function::<Single $(, $moment)?>,
+            (Dtype::F16, false) => $function::<HalfF16 $(, $moment)?>,
+            (Dtype::F16, true) => $function::<MasterF16 $(, $moment)?>,
+            (Dtype::BF16, false) => $function::<HalfBf16 $(, $moment)?>,
+            (Dtype::BF16, true) => $function::<MasterBf16 $(, $moment)?>,
         }
     };
 }
@@ -103,10 +96,8 @@ macro_rules! tier {
                 tier: $tier,
                 lanes: <V as Vector>::LANES,
                 widen,
-                step: |job| match job.weight_decay_scope {
-                    WeightDecayScope::Selected => for_types!(job, step, false),
-                    WeightDecayScope::All => for_types!(job, step, true),
-                },
+                step: |job| for_types!(job, step),
+                decay: |job| for_param_types!(job, decay),
                 step_and_note: |job| for_types!(job, step_and_note),
                 settle: |job| for_param_types!(job, settle),
                 keys: |job| match job.filter {
@@ -128,11 +119,19 @@ macro_rules! tier {
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn step<P: Param<V>, S: Moment<V>, const DECAY_ALL: bool>(
+            unsafe fn step<P: Param<V>, S: Moment<V>>(
                 body: &mut Step, pass: &Pass, place: Place, first: u32, len: usize,
             ) {
                 // SAFETY: the caller's promise.
-                unsafe { body.tile::<V, P, S, DECAY_ALL>(pass, place, first, len) };
+                unsafe { body.tile::<V, P, S>(pass, place, first, len) };
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn decay<P: Param<V>>(
+                body: &mut Decay, pass: &Pass, place: Place, first: u32, len: usize,
+            ) {
+                // SAFETY: the caller's promise.
+                unsafe { body.tile::<V, P>(pass, place, first, len) };
             }
 
             $(#[target_feature(enable = $features)])?
@@ -291,7 +290,7 @@ mod tests {
     use super::super::vector::{MAX_LANES, MIN_LANES};
     use super::*;
     use crate::backend::RandomKeys;
-    use crate::config::Rounding;
+    use crate::config::{Rounding, WeightDecayScope};
     use crate::rule::random::{Key, Stream};
     use crate::rule::scalars::{Hyper, Scalars};
     use crate::rule::{convert, entry, random};
@@ -641,7 +640,8 @@ mod tests {
 
         let bracket = (sorted[30], sorted[60]);
         // SAFETY: as above.
-        let found = unsafe { kernels::collect(kernels, &job, FIRST, ENTRIES, bracket, keys.as_mut_ptr()) };
+        let found =
+            unsafe { kernels::collect(kernels, &job, FIRST, ENTRIES, bracket, keys.as_mut_ptr()) };
         let from = |key| sorted.partition_point(|&other| other < key);
         let inside = &sorted[from(bracket.0)..from(bracket.1 + 1)];
         let above = ENTRIES - from(bracket.1 + 1);
@@ -689,8 +689,9 @@ mod tests {
         let places = [&mut entries, &mut keys, &mut values].map(|place| place.as_mut_ptr());
         let mut notes = Notes::at(places, old.as_mut_ptr());
         // SAFETY: only the entries of the window are touched; there is room for their notes and a group more.
-        let moved =
-            unsafe { kernels::step_and_note(kernels, &job, (FIRST, ENTRIES as u64), bounds, &mut notes) };
+        let moved = unsafe {
+            kernels::step_and_note(kernels, &job, (FIRST, ENTRIES as u64), bounds, &mut notes)
+        };
         let (count, lost, num_old) = (notes.count, notes.lost, notes.num_old);
         assert_eq!(
             moved as usize,
@@ -738,8 +739,15 @@ mod tests {
         let stored = job.after_step();
         let settle = |moved_from, threshold| {
             // SAFETY: as above.
-            let moves =
-                unsafe { kernels::settle(kernels, &stored, (FIRST, ENTRIES as u64), moved_from, threshold) };
+            let moves = unsafe {
+                kernels::settle(
+                    kernels,
+                    &stored,
+                    (FIRST, ENTRIES as u64),
+                    moved_from,
+                    threshold,
+                )
+            };
             assert_eq!(moves as usize, reaching(&sorted, threshold), "{types:?}");
         };
         let mut moved_from = bounds.certain;

@@ -196,7 +196,8 @@ pub(super) unsafe fn with_optimizer_status(
 ) -> i32 {
     let mut call = Some(call);
     // It is called once.
-    let mut call = |optimizer: &mut Optimizer| call.take().map_or(Ok(MOFO_OK), |call| call(optimizer));
+    let mut call =
+        |optimizer: &mut Optimizer| call.take().map_or(Ok(MOFO_OK), |call| call(optimizer));
     // SAFETY: the caller's promise.
     unsafe { call_optimizer(optimizer, &mut call) }
 }

@@ -597,7 +597,13 @@ impl<'a> WaveRun<'a> {
             if old.len() == 0 {
                 return;
             }
-            kernels::keys(self.kernels, &job.after_step(), start, len as usize, keys.as_mut_ptr());
+            kernels::keys(
+                self.kernels,
+                &job.after_step(),
+                start,
+                len as usize,
+                keys.as_mut_ptr(),
+            );
             let moved = (0..len).zip(keys).filter(|(_, key)| *key >= certain);
             for ((i, key), &old) in moved.zip(&mut old) {
                 if key < threshold {

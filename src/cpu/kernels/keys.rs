@@ -42,7 +42,17 @@ pub(in crate::cpu) unsafe fn keys(
     let mut body = Keys { to: keys };
     let tile = (kernels.keys)(job);
     // SAFETY: the caller's promise.
-    unsafe { walk(kernels, job, (start, len as u64), Uses::Grad, LONG_TILE, &mut body, tile) };
+    unsafe {
+        walk(
+            kernels,
+            job,
+            (start, len as u64),
+            Uses::Grad,
+            LONG_TILE,
+            &mut body,
+            tile,
+        )
+    };
 }
 
 /// What [`keys()`] keeps from tile to tile.
@@ -84,12 +94,7 @@ impl Keys {
 /// # Safety
 ///
 /// As for [`keys()`], for each line; `keys` has room for all lines.
-pub(in crate::cpu) unsafe fn lines(
-    kernels: &Kernels,
-    job: &Job,
-    starts: &[u64],
-    keys: *mut u32,
-) {
+pub(in crate::cpu) unsafe fn lines(kernels: &Kernels, job: &Job, starts: &[u64], keys: *mut u32) {
     // SAFETY: the caller's promise.
     unsafe {
         if job.filter == Filter::Momentum {
@@ -182,7 +187,17 @@ pub(in crate::cpu) unsafe fn collect(
     };
     let tile = (kernels.collect)(job);
     // SAFETY: the caller's promise.
-    unsafe { walk(kernels, job, (start, len as u64), Uses::Grad, LONG_TILE, &mut body, tile) };
+    unsafe {
+        walk(
+            kernels,
+            job,
+            (start, len as u64),
+            Uses::Grad,
+            LONG_TILE,
+            &mut body,
+            tile,
+        )
+    };
     Collected {
         above: body.above,
         inside: body.inside,

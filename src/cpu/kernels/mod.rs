@@ -1,6 +1,7 @@
 //! The loops of a step. Each is written once, over a vector and the buffers' element types, as what is done with a tile of
 //! entries; `tier.rs` compiles that for every tier. What leads from tile to tile is compiled once.
 
+mod decay;
 mod keys;
 mod norm;
 mod pass;
@@ -8,6 +9,7 @@ mod settle;
 mod step;
 mod walk;
 
+pub(super) use decay::Decay;
 pub(super) use keys::{
     Bracket, Collect, Collected, Keys, collect, keys, lines, lines_by_momentum, sift,
 };

@@ -31,7 +31,17 @@ pub(in crate::cpu) unsafe fn settle(
     };
     let tile = (kernels.settle)(job);
     // SAFETY: the caller's promise.
-    unsafe { walk(kernels, job, (start, len), Uses::Param, TILE, &mut body, tile) };
+    unsafe {
+        walk(
+            kernels,
+            job,
+            (start, len),
+            Uses::Param,
+            TILE,
+            &mut body,
+            tile,
+        )
+    };
     body.count
 }
 

@@ -2,11 +2,12 @@
 
 use std::mem::MaybeUninit;
 
+use super::decay::decay_others;
 use super::keys::keys;
 use super::pass::Pass;
-use super::walk::{LONG_TILE, Place, TILE, TILE_GROUPS, Uses, walk};
+use super::walk::{LONG_TILE, Place, TILE, TILE_GROUPS, Uses, WIDENED, walk};
 use crate::backend::Job;
-use crate::config::Filter;
+use crate::config::{Filter, WeightDecayScope};
 use crate::cpu::element::{Moment, Param};
 use crate::cpu::tier::Kernels;
 use crate::cpu::vector::{MAX_LANES, Vector, magnitude};
@@ -26,115 +27,149 @@ pub(in crate::cpu) unsafe fn step(
     threshold: u32,
 ) -> u64 {
     // Where everything moves the filters differ in nothing.
-    if job.filter == Filter::Momentum || job.everything_moves {
-        let thresholds = [threshold; MAX_LANES];
-        let mut body = Step {
-            thresholds: thresholds.as_ptr(),
-            advance: 0,
-            moved: 0,
-        };
-        let tile = (kernels.step)(job);
-        // SAFETY: the caller's promise.
-        unsafe { walk(kernels, job, (start, len), Uses::GradAndParam, LONG_TILE, &mut body, tile) };
-        return body.moved;
+    let by_momentum = job.filter == Filter::Momentum || job.everything_moves;
+    let decays_all = job.weight_decay_scope == WeightDecayScope::All;
+    let same = [threshold; MAX_LANES];
+    let thresholds = Thresholds {
+        next: same.as_ptr(),
+        advance: 0,
+    };
+    // SAFETY: the caller's promise; parts of the range.
+    unsafe {
+        if by_momentum && (!decays_all || job.everything_moves) {
+            let moved = step_by(kernels, job, (start, len), thresholds);
+            if decays_all && moved < len {
+                decay_others(kernels, job, (start, len), thresholds);
+            }
+            return moved;
+        }
+        let mut moved = 0;
+        let mut each = [0u32; WIDENED + MAX_LANES];
+        for done in (0..len).step_by(WIDENED) {
+            let part = (start + done, (WIDENED as u64).min(len - done));
+            let thresholds = if by_momentum {
+                thresholds
+            } else {
+                thresholds_of(kernels, job, part, threshold, &mut each)
+            };
+            moved += step_by(kernels, job, part, thresholds);
+            if decays_all {
+                // While the part is in the nearest cache.
+                decay_others(kernels, job, part, thresholds);
+            }
+        }
+        moved
     }
-    let mut moved = 0;
-    for done in (0..len).step_by(TILE) {
-        let part = (start + done, (TILE as u64).min(len - done));
-        // SAFETY: a part of the range, at most a tile.
-        moved += unsafe { step_by_other(kernels, job, part, threshold) };
-    }
-    moved
 }
 
-/// The same by another filter than `momentum`. These are for comparison, and not worth loops of their own for each type
-/// of parameter: their keys are made thresholds of the momentum, which it always reaches, or never.
+/// The keys of another filter than `momentum` as thresholds of the momentum, which it always reaches, or never. These
+/// filters are for comparison, and not worth loops of their own for each type of parameter.
 ///
 /// # Safety
 ///
-/// As for [`step`]; at most [`TILE`] entries.
-unsafe fn step_by_other(
+/// As for [`step`]; at most [`WIDENED`] entries.
+unsafe fn thresholds_of(
     kernels: &Kernels,
     job: &Job,
     (start, len): (u64, u64),
     threshold: u32,
-) -> u64 {
-    let mut thresholds = [0u32; TILE + MAX_LANES];
-    // SAFETY: the caller's promise; there is room for a tile's keys and a group more.
-    unsafe { keys(kernels, job, start, len as usize, thresholds.as_mut_ptr()) };
-    for key in &mut thresholds {
+    room: &mut [u32; WIDENED + MAX_LANES],
+) -> Thresholds {
+    // SAFETY: the caller's promise; there is room for the keys and a group more.
+    unsafe { keys(kernels, job, start, len as usize, room.as_mut_ptr()) };
+    for key in room.iter_mut() {
         *key = if *key >= threshold { 0 } else { NEVER };
     }
-    let mut body = Step {
-        thresholds: thresholds.as_ptr(),
+    Thresholds {
+        next: room.as_ptr(),
         advance: 1,
-        moved: 0,
-    };
-    let tile = (kernels.step)(job);
-    // SAFETY: the caller's promise.
-    unsafe { walk(kernels, job, (start, len), Uses::GradAndParam, TILE, &mut body, tile) };
-    body.moved
+    }
 }
 
 /// No finite number has such a key.
 const NEVER: u32 = INFINITE;
 
+/// # Safety
+///
+/// As for [`step`]; there are thresholds for the range.
+unsafe fn step_by(kernels: &Kernels, job: &Job, range: (u64, u64), thresholds: Thresholds) -> u64 {
+    let mut body = Step {
+        thresholds,
+        moved: 0,
+    };
+    let (uses, tile) = (Uses::GradAndParam, (kernels.step)(job));
+    // SAFETY: the caller's promise.
+    unsafe { walk(kernels, job, range, uses, LONG_TILE, &mut body, tile) };
+    body.moved
+}
+
+/// What the magnitude of the first moment must reach.
+#[derive(Clone, Copy)]
+pub(super) struct Thresholds {
+    /// In each lane of the next group.
+    next: *const u32,
+    /// Words from an entry to the next: 0 where they are the same for all groups, else 1.
+    advance: usize,
+}
+
+impl Thresholds {
+    /// # Safety
+    ///
+    /// There are thresholds for so many groups.
+    #[inline(always)]
+    pub(super) unsafe fn load<V: Vector>(self, group: usize) -> V::U {
+        let from = self.next.wrapping_add(group * V::LANES * self.advance);
+        // SAFETY: the caller's promise.
+        V::bits(unsafe { V::load_f32(from.cast()) })
+    }
+
+    #[inline(always)]
+    pub(super) fn skip(&mut self, entries: usize) {
+        self.next = self.next.wrapping_add(entries * self.advance);
+    }
+}
+
 /// What [`step`] keeps from tile to tile.
 pub(in crate::cpu) struct Step {
-    /// What the magnitude of the first moment must reach, in each lane.
-    thresholds: *const u32,
-    /// Words to the thresholds of the next entry: 0 where they are the same for all groups, else 1.
-    advance: usize,
+    thresholds: Thresholds,
     /// How many entries moved.
     moved: u64,
 }
 
 impl Step {
-    /// A [`Tile`](super::walk::Tile). `DECAY_ALL` says that what does not move decays all the same.
+    /// A [`Tile`](super::walk::Tile).
     ///
     /// # Safety
     ///
     /// As there.
     #[inline(always)]
-    pub(in crate::cpu) unsafe fn tile<V, P, S, const DECAY_ALL: bool>(
+    pub(in crate::cpu) unsafe fn tile<V: Vector, P: Param<V>, S: Moment<V>>(
         &mut self,
         pass: &Pass,
         place: Place,
         first: u32,
         len: usize,
-    ) where
-        V: Vector,
-        P: Param<V>,
-        S: Moment<V>,
-    {
+    ) {
         let entries = V::lane_numbers() + V::uint(first);
-        let everywhere = V::equal(entries, entries);
         let mut moved_lanes = V::uint(0);
         for group in 0..len.div_ceil(V::LANES) {
-            let thresholds = self.thresholds.wrapping_add(group * V::LANES * self.advance);
             let (place, entries) = place.group::<V, P, S>(entries, group);
             // SAFETY: the caller's promise; there are thresholds for all groups.
             unsafe {
                 let (_, m, v) = pass.moments::<V, S>(place, entries);
                 S::store(place.exp_avg, m);
                 S::store(place.exp_avg_sq, v);
-                let threshold = V::bits(V::load_f32(thresholds.cast()));
+                let threshold = self.thresholds.load::<V>(group);
                 let selected = V::finite(m) & V::at_least(magnitude::<V>(m), threshold);
 
                 let old = P::load(place.param, place.master);
-                let mut difference = pass.difference::<V>(m, v);
-                let mut written = selected;
-                if DECAY_ALL {
-                    difference = V::from_bits(V::keep(selected, V::bits(difference)));
-                    written = everywhere;
-                }
-                let new = pass.moved::<V, P>(old, difference, entries);
-                P::store(place.param, place.master, new, old, written);
+                let new = pass.moved::<V, P>(old, pass.difference::<V>(m, v), entries);
+                P::store(place.param, place.master, new, old, selected);
                 moved_lanes = V::tally(moved_lanes, selected);
             }
             V::end_group();
         }
-        self.thresholds = self.thresholds.wrapping_add(len * self.advance);
+        self.thresholds.skip(len);
         self.moved += u64::from(V::sum(moved_lanes));
     }
 }
@@ -211,7 +246,17 @@ pub(in crate::cpu) unsafe fn step_and_note(
     };
     let tile = (kernels.step_and_note)(job);
     // SAFETY: the caller's promise.
-    unsafe { walk(kernels, job, (start, len), Uses::GradAndParam, TILE, &mut body, tile) };
+    unsafe {
+        walk(
+            kernels,
+            job,
+            (start, len),
+            Uses::GradAndParam,
+            TILE,
+            &mut body,
+            tile,
+        )
+    };
     body.moved
 }
 
