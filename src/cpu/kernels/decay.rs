@@ -2,7 +2,7 @@
 
 use super::pass::Pass;
 use super::step::Thresholds;
-use super::walk::{Place, TILE, Uses, walk};
+use super::walk::{Place, Uses, WIDENED, walk};
 use crate::backend::Job;
 use crate::cpu::element::{Param, Single};
 use crate::cpu::tier::Kernels;
@@ -29,7 +29,7 @@ pub(super) unsafe fn decay_others(
             job,
             (start, len),
             Uses::Param,
-            TILE,
+            WIDENED,
             &mut body,
             tile,
         )

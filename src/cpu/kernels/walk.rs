@@ -72,8 +72,8 @@ pub(super) unsafe fn walk<B>(
     let lanes = kernels.lanes;
     debug_assert!((MIN_LANES..=MAX_LANES).contains(&lanes) && lanes.is_power_of_two());
     let state_dtype = dtype_of(job.state_dtype);
-    let (mut grads, mut exp_avgs, mut exp_avg_sqs) =
-        (Widened::new(), Widened::new(), Widened::new());
+    // Nothing uses widened gradients and moments.
+    let (mut grads_or_exp_avgs, mut exp_avg_sqs) = (Widened::new(), Widened::new());
     for Span { high, start, len } in spans(start, len) {
         let pass = Pass::new(job, high);
         for first in (0..len).step_by(most) {
@@ -84,12 +84,12 @@ pub(super) unsafe fn walk<B>(
             unsafe {
                 if sizes.grad > 0 {
                     let from = job.grad.add(index * job.grad_dtype.size());
-                    place.grad = grads.of(kernels.widen, job.grad_dtype, from, n);
+                    place.grad = grads_or_exp_avgs.of(kernels.widen, job.grad_dtype, from, n);
                 }
                 if uses == Uses::Param {
                     let (m, v) = (place.exp_avg, place.exp_avg_sq);
                     let (m, v) = (
-                        exp_avgs.of(kernels.widen, state_dtype, m, n),
+                        grads_or_exp_avgs.of(kernels.widen, state_dtype, m, n),
                         exp_avg_sqs.of(kernels.widen, state_dtype, v, n),
                     );
                     (place.exp_avg, place.exp_avg_sq) = (m.cast_mut().cast(), v.cast_mut().cast());
