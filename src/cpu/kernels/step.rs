@@ -29,9 +29,9 @@ pub(in crate::cpu) unsafe fn step(
     // Where everything moves the filters differ in nothing.
     let by_momentum = job.filter == Filter::Momentum || job.everything_moves;
     let decays_all = job.weight_decay_scope == WeightDecayScope::All;
-    let same = [threshold; MAX_LANES];
+    let same = Aligned([threshold; MAX_LANES]);
     let thresholds = Thresholds {
-        next: same.as_ptr(),
+        next: same.0.as_ptr(),
         advance: 0,
     };
     // SAFETY: the caller's promise; parts of the range.
@@ -102,6 +102,10 @@ unsafe fn step_by(kernels: &Kernels, job: &Job, range: (u64, u64), thresholds: T
     unsafe { walk(kernels, job, range, uses, LONG_TILE, &mut body, tile) };
     body.moved
 }
+
+/// A group of lanes that lies in one cache line.
+#[repr(align(64))]
+struct Aligned([u32; MAX_LANES]);
 
 /// What the magnitude of the first moment must reach.
 #[derive(Clone, Copy)]
