@@ -21,8 +21,8 @@ pub(super) const WIDENED: usize = 1024;
 pub(super) const TILE_GROUPS: usize = TILE / MIN_LANES;
 
 /// A loop over the groups of a tile, with a body that lasts for a whole walk. Compiled for each tier and the types of
-/// parameter and moments; the type of the gradient is none of its business. It deals with some entries, at most as many
-/// as it says; given are where they lie, the lower half of the first one's index, and how many they are. The lanes behind them hold
+/// parameter and moments; the type of the gradient is none of its business. Given are where some entries lie, the lower
+/// half of the first one's index, and how many they are, at most as many as the walk is told. The lanes behind them hold
 /// nothing that could be selected.
 ///
 /// # Safety
@@ -52,7 +52,8 @@ pub(super) enum Uses {
 /// # Safety
 ///
 /// The range lies within the job's tensor; the job's buffers are as large as it says; nobody writes to them in this
-/// range meanwhile, and nobody else uses them if the body writes. The tile is for the job's types and of the tier.
+/// range meanwhile, and nobody else uses them if the body writes. The tile is for the job's types and of the tier; for
+/// bodies that have moments widened, `most` is at most [`WIDENED`].
 pub(super) unsafe fn walk<B>(
     kernels: &Kernels,
     job: &Job,
@@ -72,7 +73,7 @@ pub(super) unsafe fn walk<B>(
     let lanes = kernels.lanes;
     debug_assert!((MIN_LANES..=MAX_LANES).contains(&lanes) && lanes.is_power_of_two());
     let state_dtype = dtype_of(job.state_dtype);
-    // Nothing uses widened gradients and moments.
+    // No body has both gradients and moments widened for it.
     let (mut grads_or_exp_avgs, mut exp_avg_sqs) = (Widened::new(), Widened::new());
     for Span { high, start, len } in spans(start, len) {
         let pass = Pass::new(job, high);
