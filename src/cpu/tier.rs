@@ -10,6 +10,12 @@ use crate::config::{CpuTier, Dtype, Filter, StateDtype};
 use crate::error::{Error, ErrorKind, Result, fail};
 use crate::rule::norm;
 
+/// A `Tile<StepAndNote>`, for notes of any lifetime.
+type NotingTile = unsafe fn(&mut StepAndNote<'_>, &Pass, Place, u32, usize);
+
+/// [`super::kernels::lines_by_momentum`], compiled for a tier.
+type Lines = unsafe fn(&Job, &[u64], *mut u32);
+
 /// One tier's loops, those over tiles for the types of a job: what [`super::kernels`] runs them with is for every tier
 /// the same.
 #[derive(Clone, Copy, Debug)]
@@ -19,15 +25,14 @@ pub(super) struct Kernels {
     pub(super) lanes: usize,
     pub(super) widen: Widen,
     pub(super) step: fn(&Job) -> Tile<Step>,
-    pub(super) step_and_note:
-        fn(&Job) -> for<'a, 'b> unsafe fn(&'a mut StepAndNote<'b>, &Pass, Place, u32, usize),
+    pub(super) step_and_note: fn(&Job) -> NotingTile,
     pub(super) decay: fn(&Job) -> Tile<Decay>,
     pub(super) settle: fn(&Job) -> Tile<Settle>,
     /// By the job's filter.
     pub(super) keys: fn(&Job) -> Tile<Keys>,
     /// By momentum, like the next one.
     pub(super) collect: fn(&Job) -> Tile<Collect>,
-    pub(super) lines: fn(&Job) -> unsafe fn(&Job, &[u64], *mut u32),
+    pub(super) lines: fn(&Job) -> Lines,
     pub(super) sift: unsafe fn(*const u32, usize, Bracket, *mut u32) -> Collected,
     pub(super) add_squares: unsafe fn(&mut [f64; norm::LANES], *const f32, usize),
     #[cfg(test)]
