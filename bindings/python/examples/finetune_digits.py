@@ -259,7 +259,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="two settings, a few steps: only to see that it runs")
     arguments = parser.parse_args()
     if arguments.smoke:
-        arguments.seeds, arguments.pretraining_steps, arguments.steps, arguments.target = 1, 30, 60, 1.5
+        arguments.seeds, arguments.pretraining_steps, arguments.steps, arguments.target = 1, 30, 100, 2.0
     if min(arguments.seeds, arguments.steps, arguments.pretraining_steps) < 1:
         parser.error("at least one seed and one step")
     return arguments
@@ -267,7 +267,7 @@ def parsed() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parsed()
-    settings = [SETTINGS[0], SETTINGS[3]] if arguments.smoke else SETTINGS
+    settings = [Setting(1e-3), Setting(1e-3, 0.1)] if arguments.smoke else SETTINGS
     runs: dict[Setting, list[Run]] = {setting: [] for setting in settings}
     before = []
     for seed in range(arguments.seeds):
