@@ -259,7 +259,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="two settings, a few steps: only to see that it runs")
     arguments = parser.parse_args()
     if arguments.smoke:
-        arguments.seeds, arguments.pretraining_steps, arguments.steps, arguments.target = 1, 30, 100, 2.0
+        arguments.seeds, arguments.pretraining_steps, arguments.steps, arguments.target = 1, 30, 200, 3.0
     if min(arguments.seeds, arguments.steps, arguments.pretraining_steps) < 1:
         parser.error("at least one seed and one step")
     return arguments

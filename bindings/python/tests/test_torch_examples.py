@@ -24,7 +24,7 @@ def run(program: str, *arguments: str) -> str:
 def test_fine_tuning_on_digits(tmp_path):
     output = run("finetune_digits.py", "--smoke", "--plot", str(tmp_path / "plot.svg"))
     steps = {name: int(number) for name, number in re.findall(r"^(AdamW|MoFO).*?, lr 0.001 +(\d+) ", output, re.M)}
-    assert set(steps) == {"AdamW", "MoFO"} and all(0 < number <= 100 for number in steps.values())
+    assert set(steps) == {"AdamW", "MoFO"} and all(0 < number < 200 for number in steps.values())
     assert "at the same learning rate 0.001" in output
     assert "<svg" in (tmp_path / "plot.svg").read_text(encoding="utf-8")
 
