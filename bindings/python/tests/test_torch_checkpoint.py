@@ -188,7 +188,7 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         assert raised.value.status_name == "MOFO_ERROR_CHECKPOINT", name
     with pytest.raises(mofo.Error, match="'x' among them"):
         to_adamw(path, like, names=["x", *like["param_groups"][0]["param_names"][1:]])
-    with pytest.raises(mofo.Error, match="35 entries"):
+    with pytest.raises(mofo.Error, match=r"35 entries in mofo's checkpoint, but shape \(7, 6\)"):
         wrong = copy.deepcopy(like)
         wrong["state"][0]["exp_avg"] = torch.zeros(7, 6)
         to_adamw(path, wrong)
