@@ -13,7 +13,7 @@ use crate::rule::random::hash_name;
 use crate::rule::scalars::{Hyper, Scalars, gradient_factor};
 use crate::rule::select::rank;
 use crate::step::{StepArgs, StepReport, TensorBinding};
-use crate::tensor::{Brought, Buffers, Tensor, allocated_bytes, state_sizes};
+use crate::tensor::{Brought, Buffers, Progress, Tensor, allocated_bytes, state_sizes};
 
 /// The Momentum-Filtered Optimizer over a set of tensors.
 ///
@@ -21,14 +21,16 @@ use crate::tensor::{Brought, Buffers, Tensor, allocated_bytes, state_sizes};
 /// pointers are bound once and used by [`Optimizer::step_bound`].
 #[derive(Debug)]
 pub struct Optimizer {
-    options: Options,
-    backend: Backend,
+    pub(crate) options: Options,
+    pub(crate) backend: Backend,
     /// By index; removed tensors leave a gap.
-    tensors: Vec<Option<Tensor>>,
+    pub(crate) tensors: Vec<Option<Tensor>>,
     /// Numbers the calls that list tensors.
     call: u64,
     /// The bound buffers and the state of all tensors were seen not to overlap.
     bindings_checked: bool,
+    /// A checkpoint was checked, but then could not be read to its end: what is in memory is part of each.
+    pub(crate) half_loaded: bool,
     participants: Vec<Participant>,
     jobs: Vec<Job>,
     /// Participants with α, for CUDA.
@@ -198,6 +200,7 @@ impl Optimizer {
             tensors: Vec::new(),
             call: 0,
             bindings_checked: false,
+            half_loaded: false,
             participants: Vec::new(),
             jobs: Vec::new(),
             #[cfg(feature = "cuda")]
@@ -352,15 +355,48 @@ impl Optimizer {
     ///
     /// If there is no tensor of that index, or the count is above 2^63 - 1.
     pub fn set_step_count(&mut self, index: u64, count: u64) -> Result<()> {
-        let tensor = self.tensor_mut(index)?;
+        let tensor = self.tensor(index)?;
         step_count(count).map_err(|error| error.in_tensor(tensor.name()))?;
+        let progress = Progress {
+            step_count: count,
+            master_started: count > 0,
+        };
+        self.set_progress(index as usize, progress)
+    }
+
+    /// How far a tensor that is there has come. On CUDA this waits.
+    pub(crate) fn progress(&self, index: usize) -> Result<Progress> {
+        #[cfg(feature = "cuda")]
+        if let Backend::Cuda(cuda) = &self.backend {
+            return cuda.progress(index);
+        }
+        let tensor = self.tensor(index as u64)?;
+        Ok(Progress {
+            step_count: tensor.step_count,
+            master_started: tensor.master_started,
+        })
+    }
+
+    /// Sets how far a tensor has come. On CUDA this waits.
+    pub(crate) fn set_progress(&mut self, index: usize, progress: Progress) -> Result<()> {
         #[cfg(feature = "cuda")]
         if let Backend::Cuda(cuda) = &mut self.backend {
-            cuda.set_step_count(index as usize, count)?;
+            cuda.set_progress(index, progress)?;
         }
-        let tensor = self.tensor_mut(index)?;
-        tensor.step_count = count;
-        tensor.master_started = count > 0;
+        let tensor = self.tensor_mut(index as u64)?;
+        tensor.step_count = progress.step_count;
+        tensor.master_started = progress.master_started;
+        Ok(())
+    }
+
+    /// Refuses to go on with state of which a part was loaded.
+    pub(crate) fn check_state_is_whole(&self) -> Result<()> {
+        if self.half_loaded {
+            fail!(
+                InvalidState,
+                "an earlier load broke off half-way, so that moments are lost; load a checkpoint again"
+            );
+        }
         Ok(())
     }
 
@@ -376,11 +412,7 @@ impl Optimizer {
             name: tensor.c_name(),
             numel: tensor.numel,
             num_blocks: tensor.num_blocks,
-            step_count: match &self.backend {
-                Backend::Cpu(_) => tensor.step_count,
-                #[cfg(feature = "cuda")]
-                Backend::Cuda(cuda) => cuda.step_count(index as usize)?,
-            },
+            step_count: self.progress(index as usize)?.step_count,
             param_dtype: tensor.param_dtype,
             grad_dtype: tensor.grad_dtype,
             state_dtype: tensor.state_dtype,
@@ -517,6 +549,7 @@ impl Optimizer {
     ) -> Result<StepReport> {
         #[cfg(test)]
         assert!(!self.panics_in_step, "a test asked for it");
+        self.check_state_is_whole()?;
         let _environment = DefaultEnvironment::enter();
         args.validate()?;
         self.check_overlaps(source)?;

@@ -256,6 +256,32 @@ impl Context {
         }
     }
 
+    /// Copies from the device, and waits.
+    ///
+    /// # Safety
+    ///
+    /// So many bytes from `from` on are in this device's memory, and nothing writes them.
+    pub(super) unsafe fn read(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        let _current = self.enter()?;
+        // SAFETY: the caller's promise.
+        unsafe { call!(cuMemcpyDtoH_v2(to.as_mut_ptr().cast(), from, to.len())) }
+    }
+
+    /// Copies to the device, and waits.
+    ///
+    /// # Safety
+    ///
+    /// So many bytes from `to` on are in this device's memory, and nothing uses them.
+    pub(super) unsafe fn write(&self, to: u64, from: &[u8]) -> Result<()> {
+        let _current = self.enter()?;
+        // SAFETY: the caller's promise.
+        unsafe {
+            call!(cuMemcpyHtoD_v2(to, from.as_ptr().cast(), from.len()))?;
+            // The copy may still be on its way when the call returns.
+            call!(cuStreamSynchronize(std::ptr::null_mut()))
+        }
+    }
+
     /// Waits for a stream.
     pub(super) fn synchronize(&self, stream: Stream) -> Result<()> {
         let _current = self.enter()?;
@@ -396,6 +422,8 @@ impl Drop for Memory {
 /// As just said.
 pub(super) unsafe trait Plain: Copy {}
 
+// SAFETY: numbers.
+unsafe impl Plain for u32 {}
 // SAFETY: numbers.
 unsafe impl Plain for u64 {}
 // SAFETY: numbers.
