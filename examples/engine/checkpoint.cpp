@@ -69,7 +69,7 @@ std::string optimizer_path(const std::string &path, const Progress &progress) {
 }
 
 void save_checkpoint(const std::string &path, const RunIdentity &identity, const Progress &progress,
-                     const SavedArenas &arenas, const Optimizer *optimizer) {
+                     const SavedArenas &arenas, Optimizer *optimizer) {
     if (optimizer != nullptr) {
         optimizer->save(optimizer_path(path, progress));
     }

@@ -44,7 +44,7 @@ std::string optimizer_path(const std::string &path, const Progress &progress);
 // version. Until that is in place the last checkpoint is whole, from then on this one. `optimizer` may be NULL: at the
 // beginning of a phase, when there is nothing to keep.
 void save_checkpoint(const std::string &path, const RunIdentity &identity, const Progress &progress,
-                     const SavedArenas &arenas, const Optimizer *optimizer);
+                     const SavedArenas &arenas, Optimizer *optimizer);
 
 // Reads the engine's file into the arenas, and returns the progress. The optimizer's is read once there is an optimizer.
 Progress load_checkpoint(const std::string &path, const RunIdentity &identity, const SavedArenas &arenas);

@@ -2,6 +2,7 @@
 
 #include "data.hpp"
 
+#include <initializer_list>
 #include <string>
 
 #include "random.hpp"
@@ -12,64 +13,100 @@ namespace {
 
 using Words = std::vector<const char *>;
 
-const char *one_of(Random &random, const Words &words) { return words[random.below(words.size())]; }
+// Lines of text, drawn from a grammar. Each piece is a statement or an item of a braced list, whose order C++ lays
+// down: in a chain of `+` the compiler would choose which word is drawn first.
+class Writer {
+  public:
+    explicit Writer(Random random) : random_(random) {}
 
-std::string noun_phrase(Random &random) {
-    static const Words articles = {"the", "a", "every", "her", "his", "that", "no", "our"};
-    static const Words adjectives = {"old", "quiet", "small", "bright", "heavy", "gentle", "broken", "silver", "hungry", "patient", "narrow", "clever"};
-    static const Words nouns = {"farmer", "lantern", "river", "sailor", "garden", "letter", "miller", "window", "teacher", "basket", "shepherd", "bridge", "candle", "painter", "horse", "village", "doctor", "mountain", "baker", "harbour"};
-    std::string phrase = one_of(random, articles);
-    if (random.below(2) == 0) {
-        phrase = phrase + " " + one_of(random, adjectives);
+    std::string line(Text text) { return text == Text::prose ? sentence() : statement(); }
+
+  private:
+    static std::string join(std::initializer_list<std::string> parts) {
+        std::string text;
+        for (const std::string &part : parts) {
+            text += part;
+        }
+        return text;
     }
-    return phrase + " " + one_of(random, nouns);
+
+    std::string one_of(const Words &words) { return words[random_.below(words.size())]; }
+
+    std::string noun_phrase();
+    std::string clause();
+    std::string sentence();
+
+    std::string number() { return std::to_string(random_.below(random_.below(3) == 0 ? 100 : 10)); }
+    std::string variable();
+    std::string expression(int depth);
+    std::string assignment();
+    std::string statement();
+
+    Random random_;
+};
+
+std::string Writer::noun_phrase() {
+    static const Words articles = {"the", "a", "every", "her", "his", "that", "no", "our"};
+    static const Words adjectives = {" old", " quiet", " small", " bright", " heavy", " gentle", " broken", " silver",
+                                     " hungry", " patient", " narrow", " clever"};
+    static const Words nouns = {" farmer", " lantern", " river", " sailor", " garden", " letter", " miller",
+                                " window", " teacher", " basket", " shepherd", " bridge", " candle", " painter",
+                                " horse", " village", " doctor", " mountain", " baker", " harbour"};
+    const bool described = random_.below(2) == 0;
+    return join({one_of(articles), described ? one_of(adjectives) : "", one_of(nouns)});
 }
 
-std::string sentence(Random &random) {
-    static const Words verbs = {"found", "carried", "watched", "remembered", "painted", "followed", "mended", "left", "heard", "crossed", "loved", "described"};
-    static const Words places = {"near", "beyond", "behind", "under", "with", "without", "beside", "against"};
-    static const Words times = {"before dawn", "at night", "in the morning", "all winter", "once more", "after the storm"};
+std::string Writer::clause() {
+    static const Words verbs = {" found ", " carried ", " watched ", " remembered ", " painted ", " followed ",
+                                " mended ", " left ", " heard ", " crossed ", " loved ", " described "};
+    return join({noun_phrase(), one_of(verbs), noun_phrase()});
+}
+
+std::string Writer::sentence() {
+    static const Words places = {" near ", " beyond ", " behind ", " under ", " with ", " without ", " beside "};
+    static const Words times = {" before dawn", " at night", " in the morning", " all winter", " after the storm"};
     static const Words joints = {", and ", ", but ", " while ", " because "};
-    std::string text = noun_phrase(random) + " " + one_of(random, verbs) + " " + noun_phrase(random);
-    switch (random.below(4)) {
-        case 0: text = text + " " + one_of(random, places) + " " + noun_phrase(random); break;
-        case 1: text = text + " " + one_of(random, times); break;
-        case 2: text = text + one_of(random, joints) + noun_phrase(random) + " " + one_of(random, verbs) + " " + noun_phrase(random); break;
+    std::string text = clause();
+    switch (random_.below(4)) {
+        case 0: text += join({one_of(places), noun_phrase()}); break;
+        case 1: text += one_of(times); break;
+        case 2: text += join({one_of(joints), clause()}); break;
         default: break;
     }
     text[0] = static_cast<char>(text[0] - 'a' + 'A');
     return text + ".";
 }
 
-std::string number(Random &random) { return std::to_string(random.below(random.below(3) == 0 ? 100 : 10)); }
-
-std::string variable(Random &random) {
-    static const Words variables = {"count", "width", "offset", "total", "index", "depth", "limit", "rows", "size", "rest"};
-    return one_of(random, variables);
+std::string Writer::variable() {
+    static const Words variables = {"count", "width", "offset", "total", "index", "depth", "limit", "rows", "size"};
+    return one_of(variables);
 }
 
-std::string expression(Random &random, int depth) {
-    static const Words functions = {"min", "max", "abs", "hash", "load"};
+std::string Writer::expression(int depth) {
+    static const Words functions = {"min(", "max(", "hash(", "load("};
     static const Words operators = {" + ", " - ", " * ", " / ", " % "};
-    switch (depth > 0 ? random.below(5) : 3 + random.below(2)) {
-        case 0: return std::string(one_of(random, functions)) + "(" + expression(random, depth - 1) + ", " + expression(random, 0) + ")";
-        case 1: return variable(random) + "[" + expression(random, 0) + "]";
-        case 2: return expression(random, 0) + one_of(random, operators) + expression(random, depth - 1);
-        case 3: return number(random);
-        default: return variable(random);
+    switch (depth > 0 ? random_.below(5) : 3 + random_.below(2)) {
+        case 0: return join({one_of(functions), expression(depth - 1), ", ", expression(0), ")"});
+        case 1: return join({variable(), "[", expression(0), "]"});
+        case 2: return join({expression(0), one_of(operators), expression(depth - 1)});
+        case 3: return number();
+        default: return variable();
     }
 }
 
-std::string statement(Random &random) {
-    static const Words comparisons = {" < ", " > ", " == ", " != ", " <= "};
-    static const Words assignments = {" = ", " += ", " -= ", " *= "};
-    const std::string assignment = variable(random) + one_of(random, assignments) + expression(random, 2) + ";";
-    switch (random.below(5)) {
-        case 0: return "let " + variable(random) + " = " + expression(random, 2) + ";";
-        case 1: return "if (" + variable(random) + one_of(random, comparisons) + expression(random, 1) + ") { " + assignment + " }";
-        case 2: return "while (" + variable(random) + one_of(random, comparisons) + number(random) + ") { " + assignment + " }";
-        case 3: return "return " + expression(random, 2) + ";";
-        default: return assignment;
+std::string Writer::assignment() {
+    static const Words operators = {" = ", " += ", " -= ", " *= "};
+    return join({variable(), one_of(operators), expression(2), ";"});
+}
+
+std::string Writer::statement() {
+    static const Words comparisons = {" < ", " > ", " == ", " != "};
+    switch (random_.below(5)) {
+        case 0: return join({"let ", variable(), " = ", expression(2), ";"});
+        case 1: return join({"if (", variable(), one_of(comparisons), expression(1), ") { ", assignment(), " }"});
+        case 2: return join({"while (", variable(), one_of(comparisons), number(), ") { ", assignment(), " }"});
+        case 3: return join({"return ", expression(2), ";"});
+        default: return assignment();
     }
 }
 
@@ -92,11 +129,10 @@ Batch windows(const Tokens &tokens, const ModelConfig &config, Random random) {
 }  // namespace
 
 Tokens write_text(Text text, Split split, std::uint64_t seed, std::size_t length) {
-    Random random{seed, for_text, static_cast<std::uint64_t>(text), static_cast<std::uint64_t>(split)};
+    Writer writer(Random{seed, for_text, static_cast<std::uint64_t>(text), static_cast<std::uint64_t>(split)});
     Tokens tokens;
     while (tokens.size() < length) {
-        const std::string line = text == Text::prose ? sentence(random) : statement(random);
-        for (const char character : line) {
+        for (const char character : writer.line(text)) {
             tokens.push_back(token_of(character));
         }
         tokens.push_back(token_of('\n'));

@@ -120,7 +120,7 @@ StepOutcome Optimizer::step(double learning_rate, std::size_t micro_batches) {
 }
 
 void Optimizer::load(const std::string &path, std::uint64_t steps) {
-    mofo_.load(path.c_str());
+    mofo_.load(path);
     for (const TensorSpec &spec : layout_.tensors()) {
         const std::uint64_t found = mofo_.tensor_state(mofo_.find(spec.name.c_str())).step_count;
         if (found != steps) {

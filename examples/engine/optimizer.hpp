@@ -42,7 +42,7 @@ class Optimizer {
     StepOutcome step(double learning_rate, std::size_t micro_batches);
 
     // Moments, step counts and seed. The parameters are the engine's to save.
-    void save(const std::string &path) const { mofo_.save(path.c_str()); }
+    void save(const std::string &path) { mofo_.save(path); }
     // Fails unless the file is of these tensors, each with so many steps taken.
     void load(const std::string &path, std::uint64_t steps);
 

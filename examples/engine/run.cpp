@@ -162,7 +162,7 @@ void Run::finish_phase() {
     progress_.step = 0;
 }
 
-void Run::save(const Optimizer *optimizer) {
+void Run::save(Optimizer *optimizer) {
     save_checkpoint(line_.save, identity_, progress_, {params_.floats(), pretrained_.floats(), model_.layout().size()},
                     optimizer);
     const std::string saved = optimizer != nullptr ? optimizer_path(line_.save, progress_) : std::string();

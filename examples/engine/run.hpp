@@ -50,7 +50,7 @@ class Run {
     // Returns the loss.
     double step(const Phase &phase, Optimizer &optimizer);
     void finish_phase();
-    void save(const Optimizer *optimizer);
+    void save(Optimizer *optimizer);
     void print_results() const;
 
     CommandLine line_;
