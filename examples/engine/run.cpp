@@ -43,6 +43,9 @@ Run::Run(const CommandLine &line, ThreadPool &pool)
       pool_(pool) {
     if (line.resume.empty()) {
         model_.initialise(params_.floats(), line.seed);
+        if (!line.save.empty()) {
+            save(nullptr);  // a path that cannot be written is better found out now
+        }
     } else {
         const SavedArenas arenas = {params_.floats(), pretrained_.floats(), model_.layout().size()};
         progress_ = load_checkpoint(line.resume, identity_, arenas);
