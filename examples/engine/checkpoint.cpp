@@ -98,8 +98,8 @@ Progress load_checkpoint(const std::string &path, const RunIdentity &identity, c
         fail(path, "no file of this engine");
     }
     if (std::memcmp(&header.identity, &identity, sizeof identity) != 0 || header.floats != arenas.floats) {
-        fail(path, "saved by a run with other options (--steps, --seed, --learning-rate, --update-fraction, --bf16 and "
-                   "--smoke must be as they were)");
+        fail(path, "saved by a run with other options (--steps, --text, --seed, --learning-rate, --update-fraction, "
+                   "--bf16 and --smoke must be as they were)");
     }
     read_all(path, file.get(), arenas.params, arenas.floats * sizeof(float), hash);
     read_all(path, file.get(), arenas.pretrained, arenas.floats * sizeof(float), hash);

@@ -14,14 +14,14 @@ namespace engine {
 
 // What the numbers of a run follow from. A run goes on only where all of it is the same.
 struct RunIdentity {
-    std::uint64_t seed, steps, layers, heads, width, length, sequences, micro_batches, bf16;
+    std::uint64_t seed, text, steps, layers, heads, width, length, sequences, micro_batches, bf16;
     double learning_rate, update_fraction;
 };
 
 // How a phase ended.
 struct PhaseResult {
     std::uint64_t steps;
-    double prose_loss, code_loss, distance;
+    double prose_loss, new_loss, distance;
 };
 
 constexpr std::size_t phases = 3;
@@ -46,7 +46,7 @@ std::string optimizer_path(const std::string &path, const Progress &progress);
 void save_checkpoint(const std::string &path, const RunIdentity &identity, const Progress &progress,
                      const SavedArenas &arenas, Optimizer *optimizer);
 
-// Reads the engine's file into the arenas, and returns the progress. The optimizer's is read once there is an optimizer.
+// Reads the engine's file into the arenas, and returns the progress. The optimizer reads its own.
 Progress load_checkpoint(const std::string &path, const RunIdentity &identity, const SavedArenas &arenas);
 
 // The 64-bit FNV-1a hash.

@@ -19,13 +19,28 @@ class Writer {
   public:
     explicit Writer(Random random) : random_(random) {}
 
-    std::string line(Text text) { return text == Text::prose ? sentence() : statement(); }
+    std::string line(Text text) {
+        switch (text) {
+            case Text::code: return statement();
+            case Text::capitals: return capitals(sentence());
+            default: return sentence();
+        }
+    }
 
   private:
     static std::string join(std::initializer_list<std::string> parts) {
         std::string text;
         for (const std::string &part : parts) {
             text += part;
+        }
+        return text;
+    }
+
+    static std::string capitals(std::string text) {
+        for (char &character : text) {
+            if (character >= 'a' && character <= 'z') {
+                character = static_cast<char>(character - 'a' + 'A');
+            }
         }
         return text;
     }

@@ -14,7 +14,8 @@ namespace engine {
 // Newline, and ASCII from space to tilde.
 constexpr std::size_t vocabulary = 96;
 
-enum class Text : std::uint64_t { prose, code };
+// `capitals` is prose in capital letters: other characters, the same language.
+enum class Text : std::uint64_t { prose, code, capitals };
 enum class Split : std::uint64_t { training, held_out };
 
 using Tokens = std::vector<std::uint8_t>;

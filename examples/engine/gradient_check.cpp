@@ -73,7 +73,7 @@ bool check_gradients(ThreadPool &pool, std::uint64_t seed) {
                 };
                 constexpr double distance = 5e-3;
                 const double slope = (loss_at(distance) - loss_at(-distance)) / (2.0 * distance);
-                // Differences of f32 losses are good to 1e-4. (The keys' biases have no gradient: softmax ignores them.)
+                // Differences of f32 losses are good to 1e-4. (Biases of keys have no gradient: softmax ignores them.)
                 worst = std::max(worst, std::fabs(slope - length) / std::max(length, 1e-2));
             }
         }

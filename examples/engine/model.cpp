@@ -60,7 +60,8 @@ void Model::initialise(float *params, std::uint64_t seed) const {
     std::uint64_t number = 0;
     for (const TensorSpec &tensor : layout_.tensors()) {
         float *const weights = params + tensor.offset;
-        const bool is_norm = tensor.offset == at_.norm1 || tensor.offset == at_.norm2 || tensor.offset == at_.final_norm;
+        const bool is_norm =
+            tensor.offset == at_.norm1 || tensor.offset == at_.norm2 || tensor.offset == at_.final_norm;
         const bool is_residual = tensor.offset == at_.projection || tensor.offset == at_.down;
         Random random{seed, for_parameters, number++};
         for (std::size_t i = 0; i < tensor.numel; ++i) {
@@ -107,7 +108,8 @@ void Model::layer_forward(const float *params, std::size_t layer, float *out) {
 
     norm().forward(pool_, v.norm1.data(), v.norm1_mean.data(), v.norm1_scale.data(), v.in.data(), block(at_.norm1, c),
                    block(at_.norm1_bias, c));
-    linear(c, 3 * c).forward(pool_, v.qkv.data(), v.norm1.data(), block(at_.qkv, 3 * c * c), block(at_.qkv_bias, 3 * c));
+    linear(c, 3 * c).forward(pool_, v.qkv.data(), v.norm1.data(), block(at_.qkv, 3 * c * c),
+                             block(at_.qkv_bias, 3 * c));
     attention().forward(pool_, v.attention.data(), v.attention_weights.data(), v.qkv.data());
     linear(c, c).forward(pool_, v.middle.data(), v.attention.data(), block(at_.projection, c * c),
                          block(at_.projection_bias, c));

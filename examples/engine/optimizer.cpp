@@ -124,8 +124,8 @@ void Optimizer::load(const std::string &path, std::uint64_t steps) {
     for (const TensorSpec &spec : layout_.tensors()) {
         const std::uint64_t found = mofo_.tensor_state(mofo_.find(spec.name.c_str())).step_count;
         if (found != steps) {
-            throw Error(path + ": " + spec.name + " is at step " + std::to_string(found) + ", the parameters are at step " +
-                        std::to_string(steps));
+            throw Error(path + ": " + spec.name + " is at step " + std::to_string(found) +
+                        ", the parameters are at step " + std::to_string(steps));
         }
     }
 }

@@ -13,10 +13,11 @@ namespace engine {
 
 const char *const usage =
     "usage: engine [options]\n"
-    "Trains a small transformer on prose with AdamW, then fine-tunes it on program code, once with AdamW and once with\n"
-    "MoFO, and tells how well each still knows prose when both know code equally well.\n"
+    "Trains a small transformer on prose with AdamW, then fine-tunes it on another text, with AdamW and with MoFO, and\n"
+    "tells how well each still knows prose when both know the new text equally well.\n"
     "\n"
     "  --steps N             steps of pre-training, 1 to 1000000; fine-tuning takes at most four times as many (400)\n"
+    "  --text code|capitals  what to fine-tune on: program code, or prose in capital letters (code)\n"
     "  --learning-rate X     peak of fine-tuning, above 0, at most 1 (0.001)\n"
     "  --update-fraction X   of MoFO: the share of each matrix that moves in a step, above 0, at most 1 (0.05)\n"
     "  --seed N              of parameters, texts and batches (1)\n"
@@ -49,6 +50,13 @@ double share(const std::string &option, const char *text) {
         throw Error(option + ": '" + text + "' is not a number above 0 and at most 1");
     }
     return value;
+}
+
+Text text(const std::string &option, const std::string &name) {
+    if (name != "code" && name != "capitals") {
+        throw Error(option + ": '" + name + "' is neither code nor capitals");
+    }
+    return name == "code" ? Text::code : Text::capitals;
 }
 
 }  // namespace
@@ -84,6 +92,8 @@ CommandLine parse(int count, const char *const *arguments) {
             line.learning_rate = share(option, value());
         } else if (option == "--update-fraction") {
             line.update_fraction = share(option, value());
+        } else if (option == "--text") {
+            line.text = text(option, value());
         } else if (option == "--save") {
             line.save = path();
         } else if (option == "--resume") {

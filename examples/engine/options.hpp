@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <string>
 
+#include "data.hpp"
+
 namespace engine {
 
 struct CommandLine {
@@ -15,6 +17,7 @@ struct CommandLine {
     int threads = 0;  // 0: as many as the machine has
     double learning_rate = 1e-3;
     double update_fraction = 0.05;
+    Text text = Text::code;  // to fine-tune on
     bool bf16 = false, smoke = false, check_gradients = false, help = false;
     std::string save, resume;  // paths; empty: none
 };

@@ -15,14 +15,23 @@ namespace {
 constexpr std::size_t micro_batches = 2;
 constexpr std::uint64_t save_every = 100;
 
+const char *name_of(Text text) {
+    switch (text) {
+        case Text::prose: return "prose";
+        case Text::code: return "code";
+        default: return "capitals";
+    }
+}
+
 }  // namespace
 
 Run::Run(const CommandLine &line, ThreadPool &pool)
     : line_(line),
       scale_(line.smoke ? Scale{{vocabulary, 2, 2, 32, 16, 2}, 2000, 1, 2, 1, 1e-3}
-                        : Scale{{vocabulary, 3, 4, 64, 64, 4}, 400000, 16, 10, 20, 1.0}),
+                        : Scale{{vocabulary, 3, 4, 64, 64, 4}, 400000, 16, 10, 20, 1.3}),
       model_(scale_.model, pool),
       identity_{line.seed,
+                static_cast<std::uint64_t>(line.text),
                 line.steps,
                 scale_.model.layers,
                 scale_.model.heads,
@@ -34,9 +43,9 @@ Run::Run(const CommandLine &line, ThreadPool &pool)
                 line.learning_rate,
                 line.update_fraction},
       prose_(write_text(Text::prose, Split::training, line.seed, scale_.text)),
-      code_(write_text(Text::code, Split::training, line.seed, scale_.text)),
+      new_(write_text(line.text, Split::training, line.seed, scale_.text)),
       held_out_prose_(write_text(Text::prose, Split::held_out, line.seed, scale_.text)),
-      held_out_code_(write_text(Text::code, Split::held_out, line.seed, scale_.text)),
+      held_out_new_(write_text(line.text, Split::held_out, line.seed, scale_.text)),
       params_(model_.layout().size() * sizeof(float), 0),
       grads_(model_.layout().size() * sizeof(float), 1),
       pretrained_(model_.layout().size() * sizeof(float), 0),
@@ -60,18 +69,22 @@ Run::Phase Run::phase() const {
     const Schedule fine_tuning = {line_.learning_rate, std::min<std::uint64_t>(20, most / 2), most};
     char mofo[32];
     std::snprintf(mofo, sizeof mofo, "MoFO, %g", line_.update_fraction);
+    const Schedule pre_training = {3e-3, std::min<std::uint64_t>(40, line_.steps / 2), line_.steps};
     switch (progress_.phase) {
-        case 0:
-            return {"pre-training", Text::prose, 1.0, 0.1, {3e-3, std::min<std::uint64_t>(40, line_.steps / 2), line_.steps}, 0.0};
-        case 1: return {"AdamW", Text::code, 1.0, 0.0, fine_tuning, scale_.target_loss};
-        default: return {mofo, Text::code, line_.update_fraction, 0.0, fine_tuning, scale_.target_loss};
+        case 0: return {"pre-training", Text::prose, 1.0, 0.1, pre_training, 0.0};
+        case 1: return {"AdamW", line_.text, 1.0, 0.0, fine_tuning, scale_.target_loss};
+        default: return {mofo, line_.text, line_.update_fraction, 0.0, fine_tuning, scale_.target_loss};
     }
 }
 
-const Tokens &Run::training_text(const Phase &phase) const { return phase.text == Text::prose ? prose_ : code_; }
+const Tokens &Run::training_text(const Phase &phase) const { return phase.text == Text::prose ? prose_ : new_; }
 
 const Tokens &Run::held_out_text(const Phase &phase) const {
-    return phase.text == Text::prose ? held_out_prose_ : held_out_code_;
+    return phase.text == Text::prose ? held_out_prose_ : held_out_new_;
+}
+
+double Run::held_out_loss(const Tokens &text) {
+    return evaluate(model_, params_.floats(), text, scale_.evaluation_batches);
 }
 
 void Run::go() {
@@ -90,7 +103,7 @@ void Run::go() {
 }
 
 bool Run::train(const Phase &phase) {
-    std::printf("%s on %s, from step %llu\n", phase.name.c_str(), phase.text == Text::prose ? "prose" : "code",
+    std::printf("%s on %s, from step %llu\n", phase.name.c_str(), name_of(phase.text),
                 static_cast<unsigned long long>(progress_.step));
     // A phase starts with new moments, as fine-tuning does from parameters that someone else has published.
     Optimizer optimizer({phase.update_fraction, phase.weight_decay, 1.0, line_.bf16, line_.seed}, model_.layout(),
@@ -113,7 +126,7 @@ bool Run::train(const Phase &phase) {
             throw Error("the loss is not finite: the learning rate is too high");
         }
         if (phase.target_loss > 0.0 && progress_.step % scale_.evaluate_every == 0) {
-            reached = evaluate(model_, params_.floats(), held_out_text(phase), scale_.evaluation_batches) <= phase.target_loss;
+            reached = held_out_loss(held_out_text(phase)) <= phase.target_loss;
         }
         if (!line_.save.empty() && progress_.step % save_every == 0 && !reached) {
             save(&optimizer);
@@ -137,8 +150,9 @@ double Run::step(const Phase &phase, Optimizer &optimizer) {
     ++progress_.step;
     ++steps_taken_;
     if (progress_.step % scale_.print_every == 0) {
-        std::printf("  step %5llu  loss %.6f  norm %.6f  rate %.2e%s\n", static_cast<unsigned long long>(progress_.step),
-                    loss, outcome.grad_norm, rate, outcome.taken ? "" : "  skipped");
+        std::printf("  step %5llu  loss %.6f  norm %.6f  rate %.2e%s\n",
+                    static_cast<unsigned long long>(progress_.step), loss, outcome.grad_norm, rate,
+                    outcome.taken ? "" : "  skipped");
         std::fflush(stdout);
     }
     return loss;
@@ -154,10 +168,8 @@ void Run::finish_phase() {
         const double moved = static_cast<double>(params_.floats()[i]) - pretrained_.floats()[i];
         squares += moved * moved;
     }
-    progress_.results[progress_.phase] = {progress_.step,
-                                          evaluate(model_, params_.floats(), held_out_prose_, scale_.evaluation_batches),
-                                          evaluate(model_, params_.floats(), held_out_code_, scale_.evaluation_batches),
-                                          std::sqrt(squares)};
+    progress_.results[progress_.phase] = {progress_.step, held_out_loss(held_out_prose_),
+                                          held_out_loss(held_out_new_), std::sqrt(squares)};
     std::printf("  parameters %016llx\n",
                 static_cast<unsigned long long>(hash_of(params_.floats(), size * sizeof(float))));
     std::copy_n(pretrained_.floats(), size, params_.floats());
@@ -176,16 +188,17 @@ void Run::save(Optimizer *optimizer) {
 }
 
 void Run::print_results() const {
-    std::printf("\n%-14s %12s %12s %8s %10s\n", "", "loss, prose", "loss, code", "steps", "moved by");
+    std::printf("\n%-14s %12s %12s %8s %10s\n", "", "loss, prose", "new text", "steps", "moved by");
     const char *const names[] = {"pre-trained", "AdamW", "MoFO"};
     for (std::size_t i = 0; i < phases; ++i) {
         const PhaseResult &result = progress_.results[i];
-        std::printf("%-14s %12.3f %12.3f %8llu %10.2f\n", names[i], result.prose_loss, result.code_loss,
+        std::printf("%-14s %12.3f %12.3f %8llu %10.2f\n", names[i], result.prose_loss, result.new_loss,
                     static_cast<unsigned long long>(result.steps), result.distance);
     }
     for (std::size_t i = 1; i < phases; ++i) {
-        if (progress_.results[i].code_loss > scale_.target_loss) {
-            std::printf("%s has not reached the loss of %g on code: the rows do not compare.\n", names[i], scale_.target_loss);
+        if (progress_.results[i].new_loss > scale_.target_loss) {
+            std::printf("%s has not reached the loss of %g on the new text: the rows do not compare.\n", names[i],
+                        scale_.target_loss);
         }
     }
 }

@@ -44,6 +44,7 @@ class Run {
     Phase phase() const;
     const Tokens &training_text(const Phase &phase) const;
     const Tokens &held_out_text(const Phase &phase) const;
+    double held_out_loss(const Tokens &text);
 
     // False if the run stops before the phase is over.
     bool train(const Phase &phase);
@@ -57,7 +58,7 @@ class Run {
     Scale scale_;
     Model model_;
     RunIdentity identity_;
-    Tokens prose_, code_, held_out_prose_, held_out_code_;
+    Tokens prose_, new_, held_out_prose_, held_out_new_;
     Arena params_, grads_, pretrained_;
     Progress progress_;
     std::uint64_t steps_taken_ = 0;  // by this process

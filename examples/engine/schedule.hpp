@@ -20,7 +20,8 @@ struct Schedule {
         if (step < warm_up) {
             return peak * static_cast<double>(step + 1) / static_cast<double>(warm_up);
         }
-        const double done = static_cast<double>(step - warm_up) / static_cast<double>(std::max<std::uint64_t>(steps - warm_up, 1));
+        const double rest = static_cast<double>(std::max<std::uint64_t>(steps - warm_up, 1));
+        const double done = static_cast<double>(step - warm_up) / rest;
         return peak * (0.1 + 0.45 * (1.0 + std::cos(3.141592653589793 * std::min(done, 1.0))));
     }
 };
