@@ -254,7 +254,8 @@ fn a_damaged_or_foreign_file_is_refused() {
     for more in [
         &["--bf16"][..],
         &["--seed", "2"],
-        &["--steps", "5"], &["--text", "capitals"],
+        &["--steps", "5"],
+        &["--text", "capitals"],
         &["--update-fraction", "0.1"],
     ] {
         let message = fails_to_resume(&path, more);
@@ -280,7 +281,10 @@ fn bad_arguments_are_refused() {
             &["--update-fraction", "nan"],
             "'nan' is not a number above 0",
         ),
-        (&["--text", "prose"], "--text: 'prose' is neither code nor capitals"),
+        (
+            &["--text", "prose"],
+            "--text: 'prose' is neither code nor capitals",
+        ),
         (&["--save", ""], "--save: the path is empty"),
         (
             &["--resume", "no-such-file"],
