@@ -3,7 +3,7 @@
  * SPDX-License-Identifier: MIT OR Apache-2.0
  *
  * Usage: fill a mofo_options with mofo_options_init, create an optimizer, describe each parameter tensor in a
- * mofo_tensor, add it, and call mofo_step after each backward pass. docs/c-api.md is the guide.
+ * mofo_tensor, add it, and call mofo_step after each backward pass. docs/c.md is the guide.
  *
  * Conventions of every call:
  * - Calls that can fail return int32_t: MOFO_OK, a negative MOFO_ERROR_... (nothing has changed, unless it is

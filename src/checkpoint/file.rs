@@ -12,17 +12,14 @@ use crate::error::{Result, fail};
 /// the old file stays; after an error too.
 pub(super) fn replace(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
     let target = destination(path)?;
-    let folder = match target.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
+    let folder = folder_of(&target);
     let (mut file, temporary) = create_beside(folder)?;
+    // First, so that nobody reads in the new file what the old one kept from him. As far as the system lets us.
+    if let Ok(old) = fs::metadata(&target) {
+        let _ = file.set_permissions(old.permissions());
+    }
     let result = write(&mut file)
         .and_then(|()| {
-            if let Ok(old) = fs::metadata(&target) {
-                // As far as the system lets us.
-                let _ = file.set_permissions(old.permissions());
-            }
             file.sync_all()
                 .map_err(|error| io_error("write", &temporary, &error))
         })
@@ -47,8 +44,19 @@ fn destination(path: &Path) -> Result<PathBuf> {
             "cannot write {}: it is there, and not a regular file",
             target.display()
         ),
-        Err(error) if error.kind() == IoErrorKind::NotFound => Ok(path.to_owned()),
+        Err(error) if error.kind() == IoErrorKind::NotFound => match fs::read_link(path) {
+            // To a file that is not there yet. It comes to an end: links in a circle are another error.
+            Ok(link) => destination(&folder_of(path).join(link)),
+            Err(_) => Ok(path.to_owned()),
+        },
         Err(error) => Err(io_error("write", path, &error)),
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
     }
 }
 
@@ -76,8 +84,15 @@ fn create_beside(folder: &Path) -> Result<(File, PathBuf)> {
 fn sync_folder(folder: &Path) -> Result<()> {
     match File::open(folder).and_then(|folder| folder.sync_all()) {
         Ok(()) => Ok(()),
-        // Some file systems cannot, and then there is nothing to be done.
-        Err(error) if error.kind() == IoErrorKind::InvalidInput => Ok(()),
+        // Some file systems cannot, nor can we in a folder that may be written to and not read. Nothing is to be done then.
+        Err(error)
+            if matches!(
+                error.kind(),
+                IoErrorKind::InvalidInput | IoErrorKind::PermissionDenied
+            ) =>
+        {
+            Ok(())
+        }
         Err(error) => Err(io_error("make sure of", folder, &error)),
     }
 }

@@ -8,7 +8,7 @@ mod header;
 mod load;
 mod save;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::path::Path;
 
@@ -77,11 +77,12 @@ impl Optimizer {
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let explain = |error: &io::Error| io_error("read", path, error);
-        let mut file = File::open(path).map_err(|error| explain(&error))?;
-        let metadata = file.metadata().map_err(|error| explain(&error))?;
+        // Before it is opened: opening a FIFO waits for somebody who writes to it.
+        let metadata = fs::metadata(path).map_err(|error| explain(&error))?;
         if !metadata.is_file() {
             fail!(Io, "cannot read {}: not a regular file", path.display());
         }
+        let mut file = File::open(path).map_err(|error| explain(&error))?;
         load::load(self, &mut file, &explain).map_err(|error| match error.kind() {
             ErrorKind::Checkpoint => Error::new(
                 ErrorKind::Checkpoint,

@@ -168,19 +168,28 @@ impl Context {
         // The first byte and the last: pools may have put a buffer together from several pieces.
         for offset in [0, bytes.saturating_sub(1)] {
             let address = (start as u64).wrapping_add(offset);
-            let ask = |attribute, value: &mut c_uint| {
-                // SAFETY: these attributes are of 4 bytes at most.
-                unsafe { ask_about(address, attribute, (&raw mut *value).cast()) }
-            };
-            let (mut memory_type, mut device, mut managed) = (0, 0, 0);
-            let is_known = ask(MEMORY_TYPE, &mut memory_type)?
-                && ask(DEVICE, &mut device)?
-                && ask(MANAGED, &mut managed)?;
-            if !is_known {
+            let mut attributes = [MEMORY_TYPE, DEVICE, MANAGED];
+            let mut values: [c_uint; 3] = [0; 3];
+            let mut pointers = values
+                .each_mut()
+                .map(|value| (&raw mut *value).cast::<c_void>());
+            // SAFETY: these attributes are of 4 bytes at most; any address may be asked about.
+            unsafe {
+                let count = attributes.len() as c_uint;
+                call!(cuPointerGetAttributes(
+                    count,
+                    attributes.as_mut_ptr(),
+                    pointers.as_mut_ptr(),
+                    address
+                ))?;
+            }
+            let [memory_type, device, managed] = values;
+            // This call says of an address that CUDA does not know that all of it is 0.
+            if memory_type == 0 && managed & 0xFF == 0 {
                 fail!(
                     InvalidBuffer,
                     "{what} is {start:p}, {bytes} bytes; it must be in the memory of CUDA device {}, but CUDA knows \
-                     nothing of the byte at offset {offset} (CUDA_ERROR_INVALID_VALUE)",
+                     nothing of the byte at offset {offset}",
                     self.device
                 );
             }
