@@ -13,6 +13,7 @@
 #   make memory-table  writes the tables of docs/memory.md
 #   make kernels    compiles the CUDA kernels into src/cuda/kernels/compiled; needs Python and PyPI, but neither CUDA nor a GPU
 #   make kernels-check  whether the compiled kernels are what the compiler makes of the sources
+#   make size       how large the shared library without CUDA is, stripped; fails above SIZE_LIMIT bytes (Linux)
 #   make bench      times the steps of many tensors; takes some minutes (BENCH_ARGS="--help" shows its options, --full measures more)
 #   make bench-failing  steps whose estimated threshold is wrong (BENCH_ARGS="ENTRIES ROUNDS")
 #   make bench-torch  a step against PyTorch's; needs Python with PyTorch (BENCH_ARGS="--help" shows its options)
@@ -36,6 +37,9 @@ DEMO_ARGS ?=
 ENGINE_ARGS ?=
 PYTHON ?= python3
 BENCH_ARGS ?=
+STRIP ?= strip
+# Bytes of the stripped shared library without CUDA.
+SIZE_LIMIT ?= 1000000
 # What the benchmark's plain C loop is compiled for.
 NATIVE ?= -march=native
 
@@ -76,7 +80,7 @@ WARNINGS := -Wall -Wextra -Werror -pedantic
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
 .PHONY: all library demo demo-cuda engine examples test lint fmt header kernels kernels-check bench bench-failing bench-torch bench-cuda
-.PHONY: lint-cuda cuda-headers emulated-cuda finetune-cuda gpu-bundle sanitize valgrind clean FORCE
+.PHONY: size lint-cuda cuda-headers emulated-cuda finetune-cuda gpu-bundle sanitize valgrind clean FORCE
 
 all: library
 
@@ -199,6 +203,14 @@ kernels:
 
 kernels-check:
 	$(PYTHON) src/cuda/kernels/compile.py --check
+
+# In a target directory of its own: it must not replace the library that the rest is linked with.
+size: | build
+	$(CARGO) build --release --no-default-features --target-dir build/size
+	$(STRIP) -o build/size/stripped.so build/size/release/libmofo.so
+	@size=$$(wc -c <build/size/stripped.so) && \
+	    echo "the stripped shared library without CUDA: $$size bytes, at most $(SIZE_LIMIT)" && \
+	    test "$$size" -le "$(SIZE_LIMIT)"
 
 bench: build/bench
 	build/bench $(BENCH_ARGS)

@@ -838,8 +838,8 @@ int32_t mofo_cpu_tier(struct mofo_optimizer *optimizer);
  * system has it.
  *
  * A file that is already there is replaced as a whole: a new one is written beside it, named `.mofo-....tmp`, brought to the
- * disk and renamed. If anything fails, or the process dies, the old one stays. What is there and not a regular
- * file is not replaced. No second copy of the state is made. On CUDA this waits for the steps that were taken, but not for those
+ * disk and renamed. If anything before that fails, or the process dies, the old one stays. (Last, the folder is synced: if that
+ * fails, the message says so, and the new file is there.) What is there and not a regular file is not replaced. No second copy of the state is made. On CUDA this waits for the steps that were taken, but not for those
  * replayed from a graph: wait for these first.
  *
  * Errors: `MOFO_ERROR_INVALID_ARGUMENT` for a NULL or an empty path, `MOFO_ERROR_IO` if the system cannot write the

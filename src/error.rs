@@ -51,6 +51,8 @@ enum Message {
 
 impl Error {
     /// Formats a message; where there is no memory for it, a short static one takes its place.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn new(kind: ErrorKind, arguments: fmt::Arguments<'_>) -> Self {
         let mut text = FallibleString(String::new());
         let message = match text.write_fmt(arguments) {

@@ -46,9 +46,11 @@ impl Array {
     }
 }
 
-/// Room for a chunk.
-pub(super) fn room() -> crate::error::Result<Vec<u8>> {
-    let mut room = crate::memory::try_with_capacity(CHUNK, "a part of the checkpoint")?;
-    room.resize(CHUNK, 0);
+/// Room for a chunk of any of these.
+pub(super) fn room<'a>(arrays: impl Iterator<Item = &'a Array>) -> crate::error::Result<Vec<u8>> {
+    let bytes = arrays.map(|array| array.bytes).max().unwrap_or(0);
+    let bytes = bytes.min(CHUNK);
+    let mut room = crate::memory::try_with_capacity(bytes, "a part of the checkpoint")?;
+    room.resize(bytes, 0);
     Ok(room)
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::io_error;
-use crate::error::{Result, fail};
+use crate::error::{Error, ErrorKind, Result, fail};
 
 /// Writes a new file in place of the one at `path`, if there is one. Until `write` has returned and all is on the disk,
 /// the old file stays; after an error too.
@@ -93,7 +93,13 @@ fn sync_folder(folder: &Path) -> Result<()> {
         {
             Ok(())
         }
-        Err(error) => Err(io_error("make sure of", folder, &error)),
+        Err(error) => Err(Error::new(
+            ErrorKind::Io,
+            format_args!(
+                "the checkpoint is written, but may not survive a power failure: cannot sync {}: {error}",
+                folder.display()
+            ),
+        )),
     }
 }
 

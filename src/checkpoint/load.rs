@@ -205,7 +205,8 @@ fn read_arrays(
     take: &mut dyn FnMut(*mut u8, &[u8]) -> Result<()>,
 ) -> Result<()> {
     let explain = |error: io::Error| explain(&error);
-    let mut room = room()?;
+    let arrays = matches.iter().flat_map(|found| &found.arrays);
+    let mut room = room(arrays.map(|(_, array)| array))?;
     for Match { entry, arrays, .. } in matches {
         let mut hasher = Hasher::new();
         for (offset, array) in arrays {

@@ -20,7 +20,7 @@ impl Optimizer {
     /// save.
     ///
     /// A file that is already at `path` is replaced as a whole: a new one is written beside it (`.mofo-….tmp`), brought
-    /// to the disk and renamed. If the process dies meanwhile, the old one stays. What is there and not a regular
+    /// to the disk and renamed. If that fails, or the process dies meanwhile, the old one stays. What is there and not a regular
     /// file is not replaced. On CUDA this waits for the steps that were taken, but not for those replayed from a graph,
     /// which the caller must have waited for.
     ///

@@ -90,7 +90,7 @@ impl<'a> Snapshot<'a> {
         };
 
         seek(sink, header_bytes as u64)?;
-        let mut room = room()?;
+        let mut room = room(self.arrays.iter().map(|(_, array)| array))?;
         // Master copies come first in the file, and last in the checksum.
         let mut moments = vec![Hasher::new(); self.description.tensors.len()];
         let mut masters = moments.clone();

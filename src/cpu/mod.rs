@@ -159,7 +159,7 @@ impl Cpu {
                 // SAFETY: a range of the job (the caller's promise); each chunk has a place of its own among
                 // the `chunks` ones.
                 unsafe {
-                    let sum = (kernels.sum_of_squares)(job, piece.start + offset, len);
+                    let sum = kernels::sum_of_squares(kernels, job, piece.start + offset, len);
                     out.0.add(piece.slot + chunk).write(sum);
                 }
             }
@@ -260,7 +260,11 @@ unsafe fn start_piece(kernels: &Kernels, job: &Job, piece: &Piece) {
     }
     if job.starts_master {
         // SAFETY: the caller's promise; only jobs with a master copy start one.
-        unsafe { (kernels.start_master)(job, piece.start, piece.len) };
+        unsafe {
+            let (start, len) = (piece.start as usize, piece.len as usize);
+            let from = job.param.add(start * job.param_dtype.size());
+            (kernels.widen)(job.param_dtype, from, len, job.master.add(start));
+        }
     }
 }
 
@@ -272,7 +276,7 @@ unsafe fn start_piece(kernels: &Kernels, job: &Job, piece: &Piece) {
 unsafe fn update_piece(kernels: &Kernels, job: &Job, piece: &Piece) -> u64 {
     let step = |start, len, threshold: u32| {
         // SAFETY: the caller's promise.
-        unsafe { (kernels.step)(job, start, len, threshold) }
+        unsafe { kernels::step(kernels, job, (start, len), threshold) }
     };
     let threshold_of = |block: u64| job.thresholds.wrapping_add(block as usize);
     let first_block = piece.start.div_ceil(job.block_numel);

@@ -3,6 +3,8 @@
 
 use std::ops::{Add, BitAnd, BitOr, BitXor, Div, Mul, Sub};
 
+use std::sync::atomic::{Ordering, compiler_fence};
+
 use super::vector::Vector;
 
 /// Lanes of the vector.
@@ -207,6 +209,12 @@ impl Vector for Lanes {
         Mask(map([1, 2, 4, 8], |bit| {
             if bits & bit == 0 { 0 } else { u32::MAX }
         }))
+    }
+
+    #[inline(always)]
+    fn end_group() {
+        // A group is a vector already. Else the loops become several times as long, and no faster.
+        compiler_fence(Ordering::SeqCst);
     }
 
     #[inline(always)]

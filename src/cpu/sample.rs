@@ -4,7 +4,7 @@
 //! one scale, rows without a gradient), so how far the estimate may be off is itself estimated from how the two lines
 //! of each stratum differ.
 
-use super::kernels::{Bounds, Bracket, Notes};
+use super::kernels::{self, Bounds, Bracket, Notes};
 use super::prefetch;
 use super::select::Range;
 use super::tier::Kernels;
@@ -86,7 +86,7 @@ pub(super) unsafe fn gather(
         // SAFETY: the lines lie within the range, and there is room for their keys (the caller's promise).
         unsafe {
             let to = keys.add((done - first) * LINE);
-            (kernels.lines)(job, &now[..count], to);
+            kernels::lines(kernels, job, &now[..count], to);
         }
         done += count;
         count = next_count;
@@ -272,7 +272,9 @@ impl LineCopy {
         let mut notes = Notes::at(places, old.as_mut_ptr());
         // SAFETY: only the entries of the line are touched, which the copies hold; there is room for notes about all of
         // them, and a group more.
-        unsafe { (kernels.step_and_note)(&copied, start, LINE as u64, bounds, &mut notes) };
+        unsafe {
+            kernels::step_and_note(kernels, &copied, (start, LINE as u64), bounds, &mut notes)
+        };
         notes.lost
     }
 }

@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::executor::{Executor, Incomplete};
-use super::kernels::Bracket;
+use super::kernels::{self, Bracket};
 use super::plan::PIECE;
 use super::runs::{Candidates, kth_of_runs};
 use super::sample;
@@ -218,7 +218,7 @@ unsafe fn collect_piece(
         // SAFETY: a part of the piece; a tile's keys and a group more have room in `found`.
         let collected = unsafe {
             let start = piece.start + done;
-            (kernels.collect)(job, start, n as usize, bracket, found.as_mut_ptr())
+            kernels::collect(kernels, job, start, n as usize, bracket, found.as_mut_ptr())
         };
         above += collected.above;
         if collected.inside > 0 && !keep(&found[..collected.inside]) {

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::kernels::Bracket;
+use super::kernels::{self, Bracket};
 use super::plan::{PIECE, SMALL_BLOCK};
 use super::sample;
 use super::tier::Kernels;
@@ -85,7 +85,7 @@ const fn room_for(inside: usize) -> usize {
 unsafe fn threshold_by_keys(kernels: &Kernels, job: &Job, range: Range, room: &mut [u32]) -> u32 {
     let len = range.len as usize;
     // SAFETY: the caller's promise.
-    unsafe { (kernels.keys)(job, range.start, len, room.as_mut_ptr()) };
+    unsafe { kernels::keys(kernels, job, range.start, len, room.as_mut_ptr()) };
     kth_largest(&mut room[..len], job.rank as usize)
 }
 
@@ -145,7 +145,7 @@ unsafe fn threshold_inside(
         // SAFETY: a part of the block; a tile's keys and a group more have room behind `capacity` others.
         let found = unsafe {
             let to = room.as_mut_ptr().add(count);
-            (kernels.collect)(job, range.start + done, n as usize, bracket, to)
+            kernels::collect(kernels, job, range.start + done, n as usize, bracket, to)
         };
         above += found.above;
         count += found.inside;
@@ -247,7 +247,7 @@ unsafe fn count_range(
     while done < range.len {
         let n = (range.len - done).min(TILE as u64) as usize;
         // SAFETY: a part of the caller's range; `keys` has room for it and a group more.
-        unsafe { (kernels.keys)(job, range.start + done, n, keys.as_mut_ptr()) };
+        unsafe { kernels::keys(kernels, job, range.start + done, n, keys.as_mut_ptr()) };
         let mask = (1u32 << bits) - 1;
         for &key in &keys[..n] {
             // Both sides lack the bits below the digit; above it they must agree.

@@ -1,66 +1,91 @@
 //! The loops as compiled for each instruction set, and the choice among them.
 
 use super::element::{HalfBf16, HalfF16, MasterBf16, MasterF16, Moment, Param, Single};
-use super::kernels::{Bounds, Bracket, Collected, Notes};
-use super::vector::{Bf16, F16};
+use super::kernels::{
+    Bracket, Collect, Collected, Decay, Keys, Pass, Place, Settle, Step, StepAndNote, Tile, Widen,
+};
+use super::vector::Vector;
 use crate::backend::Job;
-use crate::config::{CpuTier, Dtype, StateDtype};
+use crate::config::{CpuTier, Dtype, Filter, StateDtype};
 use crate::error::{Error, ErrorKind, Result, fail};
+use crate::rule::norm;
 
-/// One tier's loops. Their contracts are those of the functions of the same name in [`super::kernels`].
+/// A `Tile<StepAndNote>`, for notes of any lifetime.
+type NotingTile = unsafe fn(&mut StepAndNote<'_>, &Pass, Place, u32, usize);
+
+/// [`super::kernels::lines_by_momentum`], compiled for a tier.
+type Lines = unsafe fn(&Job, &[u64], *mut u32);
+
+/// One tier's loops, those over tiles for the types of a job: what [`super::kernels`] runs them with is for every tier
+/// the same.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kernels {
     pub(super) tier: CpuTier,
-    pub(super) step: unsafe fn(&Job, u64, u64, u32) -> u64,
-    pub(super) step_and_note: unsafe fn(&Job, u64, u64, Bounds, &mut Notes) -> u64,
-    pub(super) settle: unsafe fn(&Job, u64, u64, u32, u32) -> u64,
-    pub(super) keys: unsafe fn(&Job, u64, usize, *mut u32),
-    pub(super) lines: unsafe fn(&Job, &[u64], *mut u32),
-    pub(super) collect: unsafe fn(&Job, u64, usize, Bracket, *mut u32) -> Collected,
+    /// [`Vector::LANES`].
+    pub(super) lanes: usize,
+    pub(super) widen: Widen,
+    pub(super) step: fn(&Job) -> Tile<Step>,
+    pub(super) step_and_note: fn(&Job) -> NotingTile,
+    pub(super) decay: fn(&Job) -> Tile<Decay>,
+    pub(super) settle: fn(&Job) -> Tile<Settle>,
+    /// By the job's filter.
+    pub(super) keys: fn(&Job) -> Tile<Keys>,
+    /// By momentum, like the next one.
+    pub(super) collect: fn(&Job) -> Tile<Collect>,
+    pub(super) lines: fn(&Job) -> Lines,
     pub(super) sift: unsafe fn(*const u32, usize, Bracket, *mut u32) -> Collected,
-    pub(super) sum_of_squares: unsafe fn(&Job, u64, usize) -> f64,
-    pub(super) start_master: unsafe fn(&Job, u64, u64),
+    pub(super) add_squares: unsafe fn(&mut [f64; norm::LANES], *const f32, usize),
     #[cfg(test)]
     check_operations: unsafe fn(),
 }
 
-/// Calls `$function::<Param, Moment>` for the types of a job.
+/// `$function::<Param, Moment>` for the types of a job.
 macro_rules! for_types {
-    ($job:ident, $function:ident $arguments:tt) => {
-        match ($job.param_dtype, $job.master.is_null()) {
-            (Dtype::F32, _) => for_types!(@moment $job, $function, Single, $arguments),
-            (Dtype::F16, true) => for_types!(@moment $job, $function, HalfF16, $arguments),
-            (Dtype::F16, false) => for_types!(@moment $job, $function, MasterF16, $arguments),
-            (Dtype::BF16, true) => for_types!(@moment $job, $function, HalfBf16, $arguments),
-            (Dtype::BF16, false) => for_types!(@moment $job, $function, MasterBf16, $arguments),
-        }
-    };
-    (@moment $job:ident, $function:ident, $param:ty, ($($argument:expr),*)) => {
+    ($job:ident, $function:ident) => {
         match $job.state_dtype {
-            StateDtype::F32 => $function::<$param, Single>($($argument),*),
-            StateDtype::BF16 => $function::<$param, HalfBf16>($($argument),*),
+            StateDtype::F32 => for_param_types!($job, $function, Single),
+            StateDtype::BF16 => for_param_types!($job, $function, HalfBf16),
         }
     };
 }
 
-/// Calls `$function::<Moment>` for the types of a job.
-macro_rules! for_moment_types {
-    ($job:ident, $function:ident $arguments:tt) => {
-        match $job.state_dtype {
-            StateDtype::F32 => $function::<Single> $arguments,
-            StateDtype::BF16 => $function::<HalfBf16> $arguments,
+/// `$function::<Param, …>` for the types of a job.
+macro_rules! for_param_types {
+    ($job:ident, $function:ident $(, $moment:ty)?) => {
+        match ($job.param_dtype, has_master($job)) {
+            (Dtype::F32, _) => $function::<Single $(, $moment)?>,
+            (Dtype::F16, false) => $function::<HalfF16 $(, $moment)?>,
+            (Dtype::F16, true) => $function::<MasterF16 $(, $moment)?>,
+            (Dtype::BF16, false) => $function::<HalfBf16 $(, $moment)?>,
+            (Dtype::BF16, true) => $function::<MasterBf16 $(, $moment)?>,
         }
     };
+}
+
+/// `$function::<Moment, …>` for the types of a job.
+macro_rules! for_moment_types {
+    ($job:ident, $function:ident $(, $constant:literal)?) => {
+        match $job.state_dtype {
+            StateDtype::F32 => $function::<Single $(, $constant)?>,
+            StateDtype::BF16 => $function::<HalfBf16 $(, $constant)?>,
+        }
+    };
+}
+
+/// A job has a master copy, which only parameters of 16 bits do.
+pub(super) fn has_master(job: &Job) -> bool {
+    job.param_dtype != Dtype::F32 && !job.master.is_null()
 }
 
 /// [`Param::KEEPS_OLD`] of a job's parameter.
 pub(super) fn keeps_old(job: &Job) -> bool {
     // It is the same for every vector.
     type V = crate::cpu::portable::Lanes;
-    fn of<P: Param<V>, S: Moment<V>>() -> bool {
+    fn of<P: Param<V>>() -> bool {
         P::KEEPS_OLD
     }
-    for_types!(job, of())
+    let of: fn() -> bool = for_param_types!(job, of);
+    of()
 }
 
 /// Compiles the loops for one vector under one set of target features.
@@ -74,103 +99,82 @@ macro_rules! tier {
 
             pub(super) const KERNELS: Kernels = Kernels {
                 tier: $tier,
-                step,
-                step_and_note,
-                settle,
-                keys,
-                lines,
-                collect,
+                lanes: <V as Vector>::LANES,
+                widen,
+                step: |job| for_types!(job, step),
+                decay: |job| for_param_types!(job, decay),
+                step_and_note: |job| for_types!(job, step_and_note),
+                settle: |job| for_param_types!(job, settle),
+                keys: |job| match job.filter {
+                    Filter::Momentum => for_moment_types!(job, keys, true),
+                    _ => for_moment_types!(job, keys, false),
+                },
+                collect: |job| for_moment_types!(job, collect),
+                lines: |job| for_moment_types!(job, lines),
                 sift,
-                sum_of_squares,
-                start_master,
+                add_squares,
                 #[cfg(test)]
                 check_operations,
             };
 
             $(#[target_feature(enable = $features)])?
-            #[inline(never)]
-            unsafe fn step_of<P: Param<V>, S: Moment<V>>(
-                job: &Job, start: u64, len: u64, threshold: u32,
-            ) -> u64 {
+            unsafe fn widen(dtype: Dtype, from: *const u8, len: usize, to: *mut f32) {
                 // SAFETY: the caller's promise.
-                unsafe { kernels::step::<V, P, S>(job, start, len, threshold) }
-            }
-
-            unsafe fn step(job: &Job, start: u64, len: u64, threshold: u32) -> u64 {
-                // SAFETY: the caller's promise; `Kernels::choose` has seen that the processor has the features.
-                unsafe { for_types!(job, step_of(job, start, len, threshold)) }
+                unsafe { kernels::widen::<V>(dtype, from, len, to) };
             }
 
             $(#[target_feature(enable = $features)])?
-            #[inline(never)]
-            unsafe fn step_and_note_of<P: Param<V>, S: Moment<V>>(
-                job: &Job, start: u64, len: u64, bounds: Bounds, notes: &mut Notes,
-            ) -> u64 {
+            unsafe fn step<P: Param<V>, S: Moment<V>>(
+                body: &mut Step, pass: &Pass, place: Place, first: u32, len: usize,
+            ) {
                 // SAFETY: the caller's promise.
-                unsafe { kernels::step_and_note::<V, P, S>(job, start, len, bounds, notes) }
-            }
-
-            unsafe fn step_and_note(
-                job: &Job, start: u64, len: u64, bounds: Bounds, notes: &mut Notes,
-            ) -> u64 {
-                // SAFETY: as for `step`.
-                unsafe { for_types!(job, step_and_note_of(job, start, len, bounds, notes)) }
+                unsafe { body.tile::<V, P, S>(pass, place, first, len) };
             }
 
             $(#[target_feature(enable = $features)])?
-            #[inline(never)]
-            unsafe fn settle_of<P: Param<V>, S: Moment<V>>(
-                job: &Job, start: u64, len: u64, moved_from: u32, threshold: u32,
-            ) -> u64 {
+            unsafe fn decay<P: Param<V>>(
+                body: &mut Decay, pass: &Pass, place: Place, first: u32, len: usize,
+            ) {
                 // SAFETY: the caller's promise.
-                unsafe { kernels::settle::<V, P, S>(job, start, len, moved_from, threshold) }
-            }
-
-            unsafe fn settle(
-                job: &Job, start: u64, len: u64, moved_from: u32, threshold: u32,
-            ) -> u64 {
-                // SAFETY: as for `step`.
-                unsafe { for_types!(job, settle_of(job, start, len, moved_from, threshold)) }
+                unsafe { body.tile::<V, P>(pass, place, first, len) };
             }
 
             $(#[target_feature(enable = $features)])?
-            #[inline(never)]
-            unsafe fn keys_of<S: Moment<V>>(job: &Job, start: u64, len: usize, keys: *mut u32) {
+            unsafe fn step_and_note<P: Param<V>, S: Moment<V>>(
+                body: &mut StepAndNote<'_>, pass: &Pass, place: Place, first: u32, len: usize,
+            ) {
                 // SAFETY: the caller's promise.
-                unsafe { kernels::keys::<V, S>(job, start, len, keys) };
-            }
-
-            unsafe fn keys(job: &Job, start: u64, len: usize, keys: *mut u32) {
-                // SAFETY: as for `step`.
-                unsafe { for_moment_types!(job, keys_of(job, start, len, keys)) }
+                unsafe { body.tile::<V, P, S>(pass, place, first, len) };
             }
 
             $(#[target_feature(enable = $features)])?
-            #[inline(never)]
-            unsafe fn lines_of<S: Moment<V>>(job: &Job, starts: &[u64], keys: *mut u32) {
+            unsafe fn settle<P: Param<V>>(
+                body: &mut Settle, pass: &Pass, place: Place, first: u32, len: usize,
+            ) {
                 // SAFETY: the caller's promise.
-                unsafe { kernels::lines::<V, S>(job, starts, keys) };
-            }
-
-            unsafe fn lines(job: &Job, starts: &[u64], keys: *mut u32) {
-                // SAFETY: as for `step`.
-                unsafe { for_moment_types!(job, lines_of(job, starts, keys)) }
+                unsafe { body.tile::<V, P>(pass, place, first, len) };
             }
 
             $(#[target_feature(enable = $features)])?
-            #[inline(never)]
-            unsafe fn collect_of<S: Moment<V>>(
-                job: &Job, start: u64, len: usize, bracket: Bracket, found: *mut u32,
-            ) -> Collected {
+            unsafe fn keys<S: Moment<V>, const MOMENTUM: bool>(
+                body: &mut Keys, pass: &Pass, place: Place, first: u32, len: usize,
+            ) {
                 // SAFETY: the caller's promise.
-                unsafe { kernels::collect::<V, S>(job, start, len, bracket, found) }
+                unsafe { body.tile::<V, S, MOMENTUM>(pass, place, first, len) };
             }
 
-            unsafe fn collect(
-                job: &Job, start: u64, len: usize, bracket: Bracket, found: *mut u32,
-            ) -> Collected {
-                // SAFETY: as for `step`.
-                unsafe { for_moment_types!(job, collect_of(job, start, len, bracket, found)) }
+            $(#[target_feature(enable = $features)])?
+            unsafe fn collect<S: Moment<V>>(
+                body: &mut Collect, pass: &Pass, place: Place, first: u32, len: usize,
+            ) {
+                // SAFETY: the caller's promise.
+                unsafe { body.tile::<V, S>(pass, place, first, len) };
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn lines<S: Moment<V>>(job: &Job, starts: &[u64], keys: *mut u32) {
+                // SAFETY: the caller's promise.
+                unsafe { kernels::lines_by_momentum::<V, S>(job, starts, keys) };
             }
 
             $(#[target_feature(enable = $features)])?
@@ -182,20 +186,9 @@ macro_rules! tier {
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn sum_of_squares(job: &Job, start: u64, len: usize) -> f64 {
+            unsafe fn add_squares(lanes: &mut [f64; norm::LANES], grad: *const f32, len: usize) {
                 // SAFETY: the caller's promise.
-                unsafe { kernels::sum_of_squares::<V>(job, start, len) }
-            }
-
-            $(#[target_feature(enable = $features)])?
-            unsafe fn start_master(job: &Job, start: u64, len: u64) {
-                // SAFETY: the caller's promise; a parameter with a master copy is in one of these formats.
-                unsafe {
-                    match job.param_dtype {
-                        Dtype::BF16 => kernels::start_master::<V, Bf16>(job, start, len),
-                        _ => kernels::start_master::<V, F16>(job, start, len),
-                    }
-                }
+                unsafe { kernels::add_squares(lanes, grad, len) };
             }
 
             #[cfg(test)]
@@ -298,10 +291,11 @@ impl Kernels {
 
 #[cfg(test)]
 mod tests {
+    use super::super::kernels::{self, Bounds, Notes};
     use super::super::vector::{MAX_LANES, MIN_LANES};
     use super::*;
     use crate::backend::RandomKeys;
-    use crate::config::{Filter, Rounding, WeightDecayScope};
+    use crate::config::{Rounding, WeightDecayScope};
     use crate::rule::random::{Key, Stream};
     use crate::rule::scalars::{Hyper, Scalars};
     use crate::rule::{convert, entry, random};
@@ -646,12 +640,13 @@ mod tests {
 
         let mut keys = [0u32; ENTRIES + MAX_LANES];
         // SAFETY: only the entries of the window are touched, and `keys` has room for them and a group more.
-        unsafe { (kernels.keys)(&job, FIRST, ENTRIES, keys.as_mut_ptr()) };
+        unsafe { kernels::keys(kernels, &job, FIRST, ENTRIES, keys.as_mut_ptr()) };
         assert_eq!(keys[..ENTRIES], all_keys, "{types:?}");
 
         let bracket = (sorted[30], sorted[60]);
         // SAFETY: as above.
-        let found = unsafe { (kernels.collect)(&job, FIRST, ENTRIES, bracket, keys.as_mut_ptr()) };
+        let found =
+            unsafe { kernels::collect(kernels, &job, FIRST, ENTRIES, bracket, keys.as_mut_ptr()) };
         let from = |key| sorted.partition_point(|&other| other < key);
         let inside = &sorted[from(bracket.0)..from(bracket.1 + 1)];
         let above = ENTRIES - from(bracket.1 + 1);
@@ -675,7 +670,7 @@ mod tests {
         let (expected, sorted) = window.expected(&job);
         let threshold = sorted[50];
         // SAFETY: only the entries of the window are touched.
-        let moved = unsafe { (kernels.step)(&job, FIRST, ENTRIES as u64, threshold) };
+        let moved = unsafe { kernels::step(kernels, &job, (FIRST, ENTRIES as u64), threshold) };
         assert_eq!(moved as usize, reaching(&sorted, threshold), "{types:?}");
         window.compare(&expected, |key| key >= threshold);
     }
@@ -699,8 +694,9 @@ mod tests {
         let places = [&mut entries, &mut keys, &mut values].map(|place| place.as_mut_ptr());
         let mut notes = Notes::at(places, old.as_mut_ptr());
         // SAFETY: only the entries of the window are touched; there is room for their notes and a group more.
-        let moved =
-            unsafe { (kernels.step_and_note)(&job, FIRST, ENTRIES as u64, bounds, &mut notes) };
+        let moved = unsafe {
+            kernels::step_and_note(kernels, &job, (FIRST, ENTRIES as u64), bounds, &mut notes)
+        };
         let (count, lost, num_old) = (notes.count, notes.lost, notes.num_old);
         assert_eq!(
             moved as usize,
@@ -748,8 +744,15 @@ mod tests {
         let stored = job.after_step();
         let settle = |moved_from, threshold| {
             // SAFETY: as above.
-            let moves =
-                unsafe { (kernels.settle)(&stored, FIRST, ENTRIES as u64, moved_from, threshold) };
+            let moves = unsafe {
+                kernels::settle(
+                    kernels,
+                    &stored,
+                    (FIRST, ENTRIES as u64),
+                    moved_from,
+                    threshold,
+                )
+            };
             assert_eq!(moves as usize, reaching(&sorted, threshold), "{types:?}");
         };
         let mut moved_from = bounds.certain;

@@ -170,6 +170,9 @@ pub(crate) trait Vector: Copy {
     fn mask_of(bits: u32) -> Self::Mask;
     /// The sum of all lanes, each below 2^28.
     fn sum(x: Self::U) -> u32;
+    /// Ends a group of a loop whose groups the compiler might take several of at a time.
+    #[inline(always)]
+    fn end_group() {}
 }
 
 /// No tier has more lanes.

@@ -145,12 +145,26 @@ pub unsafe extern "C" fn mofo_cpu_tier(optimizer: *mut mofo_optimizer) -> i32 {
 
 /// Runs a call; its error, or a panic, becomes a status and this thread's last error.
 pub(super) fn wall(call: impl FnOnce() -> Result<()>) -> i32 {
+    let mut call = Some(call);
+    caught(&mut || {
+        if let Some(call) = call.take() {
+            call()?;
+        }
+        Ok(MOFO_OK)
+    })
+    .unwrap_or_else(|error| fail(&error))
+}
+
+/// What a call gives; a panic becomes an error. A function of its own, not a part of each call, because it is long.
+#[inline(never)]
+fn caught(call: &mut dyn FnMut() -> Result<i32>) -> Result<i32> {
     // Nothing that the closure borrows is used after a panic.
-    match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(Ok(())) => MOFO_OK,
-        Ok(Err(error)) => fail(&error),
-        Err(_) => fail(&internal_error()),
-    }
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| {
+        Err(Error::new(
+            ErrorKind::Internal,
+            format_args!("a panic inside the library; please report it"),
+        ))
+    })
 }
 
 /// Runs a call on an optimizer behind the wall; after a panic the optimizer refuses further calls.
@@ -180,6 +194,24 @@ pub(super) unsafe fn with_optimizer_status(
     optimizer: *mut mofo_optimizer,
     call: impl FnOnce(&mut Optimizer) -> Result<i32>,
 ) -> i32 {
+    let mut call = Some(call);
+    // It is called once.
+    let mut call =
+        |optimizer: &mut Optimizer| call.take().map_or(Ok(MOFO_OK), |call| call(optimizer));
+    // SAFETY: the caller's promise.
+    unsafe { call_optimizer(optimizer, &mut call) }
+}
+
+/// As [`with_optimizer_status`], compiled once for all calls.
+///
+/// # Safety
+///
+/// As there.
+#[inline(never)]
+unsafe fn call_optimizer(
+    optimizer: *mut mofo_optimizer,
+    call: &mut dyn FnMut(&mut Optimizer) -> Result<i32>,
+) -> i32 {
     if let Err(error) = check_pointer("optimizer", optimizer) {
         return fail(&error);
     }
@@ -193,24 +225,10 @@ pub(super) unsafe fn with_optimizer_status(
         ));
     }
     // After a panic the optimizer is never used again, so no broken invariant is seen.
-    match catch_unwind(AssertUnwindSafe(|| call(&mut handle.optimizer))) {
-        Ok(Ok(status)) => status,
-        Ok(Err(error)) => {
-            handle.poisoned = error.kind() == ErrorKind::Internal;
-            fail(&error)
-        }
-        Err(_) => {
-            handle.poisoned = true;
-            fail(&internal_error())
-        }
-    }
-}
-
-fn internal_error() -> Error {
-    Error::new(
-        ErrorKind::Internal,
-        format_args!("a panic inside the library; please report it"),
-    )
+    caught(&mut || call(&mut handle.optimizer)).unwrap_or_else(|error| {
+        handle.poisoned = error.kind() == ErrorKind::Internal;
+        fail(&error)
+    })
 }
 
 #[cfg(test)]

@@ -136,6 +136,8 @@ thread_local! {
 }
 
 /// Stores the error's message for `mofo_last_error` and returns its status.
+#[cold]
+#[inline(never)]
 pub(super) fn fail(error: &Error) -> i32 {
     let message = error.message();
     let mut length = message.len().min(LAST_ERROR_BYTES - 1);

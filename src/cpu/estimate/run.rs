@@ -10,7 +10,7 @@ use super::{
 };
 use crate::backend::Job;
 use crate::cpu::executor::{Executor, Incomplete};
-use crate::cpu::kernels::{Bounds, Notes};
+use crate::cpu::kernels::{self, Bounds, Notes};
 use crate::cpu::runs::{Candidates, kth_of_runs};
 use crate::cpu::sample;
 use crate::cpu::search;
@@ -285,7 +285,7 @@ impl<'a> WaveRun<'a> {
             // SAFETY: the caller's promise; the threshold is known.
             unsafe {
                 let threshold = block.threshold(self.jobs).read().max(1);
-                strand.moved += (self.kernels.step)(job, start, len, threshold);
+                strand.moved += kernels::step(self.kernels, job, (start, len), threshold);
             }
             Tile::default()
         } else {
@@ -330,8 +330,8 @@ impl<'a> WaveRun<'a> {
         let mut notes = Notes::at(places, old.as_mut_ptr().cast());
         // SAFETY: the caller's promise; there is room for the notes of a whole tile, or none will be made.
         unsafe {
-            let kernel = self.kernels.step_and_note;
-            strand.moved += kernel(job, tile.start, tile.len, bounds, &mut notes);
+            let range = (tile.start, tile.len);
+            strand.moved += kernels::step_and_note(self.kernels, job, range, bounds, &mut notes);
         }
         strand.notes.next += notes.count;
         // SAFETY: the kernel has written so many, and there is room for those of a tile: checked above.
@@ -564,7 +564,7 @@ impl<'a> WaveRun<'a> {
             let notes = self.notes_of(tile);
             let certain = block.bounds().certain;
             let moved_from = if notes.held { NEVER } else { certain };
-            let selected = (self.kernels.settle)(job, start, len, moved_from, threshold);
+            let selected = kernels::settle(self.kernels, job, (start, len), moved_from, threshold);
             // These cannot be computed back; their old values were noted.
             let moved_back = Open {
                 from: certain,
@@ -597,7 +597,13 @@ impl<'a> WaveRun<'a> {
             if old.len() == 0 {
                 return;
             }
-            (self.kernels.keys)(&job.after_step(), start, len as usize, keys.as_mut_ptr());
+            kernels::keys(
+                self.kernels,
+                &job.after_step(),
+                start,
+                len as usize,
+                keys.as_mut_ptr(),
+            );
             let moved = (0..len).zip(keys).filter(|(_, key)| *key >= certain);
             for ((i, key), &old) in moved.zip(&mut old) {
                 if key < threshold {

@@ -1,11 +1,12 @@
 //! The loops that look at keys and change nothing.
 
 use super::pass::Pass;
-use super::walk::{Body, Place, walk};
+use super::walk::{LONG_TILE, Place, Uses, walk};
 use crate::backend::Job;
 use crate::config::Filter;
 use crate::cpu::element::{Moment, Single, load_grad};
 use crate::cpu::sample::LINE;
+use crate::cpu::tier::Kernels;
 use crate::cpu::vector::{MAX_LANES, Vector};
 
 /// The keys of one group of lanes.
@@ -31,33 +32,49 @@ unsafe fn keys_of<V: Vector, S: Moment<V>, const MOMENTUM: bool>(
 ///
 /// The range lies within the job's tensor; the job's buffers are as large as it says, and nobody writes to them in
 /// this range. `keys` has room for `len` and [`MAX_LANES`] more.
-#[inline(always)]
-pub(in crate::cpu) unsafe fn keys<V: Vector, S: Moment<V>>(
+pub(in crate::cpu) unsafe fn keys(
+    kernels: &Kernels,
     job: &Job,
     start: u64,
     len: usize,
     keys: *mut u32,
 ) {
-    // SAFETY: the caller's promise. The parameter is not looked at, so any type will do for it.
+    let mut body = Keys { to: keys };
+    let tile = (kernels.keys)(job);
+    // SAFETY: the caller's promise.
     unsafe {
-        if job.filter == Filter::Momentum {
-            walk::<V, Single, S, _>(job, start, len as u64, &mut Keys::<true> { to: keys });
-        } else {
-            walk::<V, Single, S, _>(job, start, len as u64, &mut Keys::<false> { to: keys });
-        }
-    }
+        walk(
+            kernels,
+            job,
+            (start, len as u64),
+            Uses::Grad,
+            LONG_TILE,
+            &mut body,
+            tile,
+        )
+    };
 }
 
-struct Keys<const MOMENTUM: bool> {
+/// What [`keys()`] keeps from tile to tile.
+pub(in crate::cpu) struct Keys {
     to: *mut u32,
 }
 
-impl<V: Vector, S: Moment<V>, const MOMENTUM: bool> Body<V, Single, S> for Keys<MOMENTUM> {
-    const READS_GRAD: bool = true;
-    const WRITES: bool = false;
-
+impl Keys {
+    /// A [`Tile`](super::walk::Tile). `MOMENTUM` says that the filter is that one.
+    ///
+    /// # Safety
+    ///
+    /// As there.
     #[inline(always)]
-    unsafe fn tile(&mut self, pass: &Pass, place: Place, entries: V::U, len: usize) {
+    pub(in crate::cpu) unsafe fn tile<V: Vector, S: Moment<V>, const MOMENTUM: bool>(
+        &mut self,
+        pass: &Pass,
+        place: Place,
+        first: u32,
+        len: usize,
+    ) {
+        let entries = V::lane_numbers() + V::uint(first);
         for group in 0..len.div_ceil(V::LANES) {
             let (place, entries) = place.group::<V, Single, S>(entries, group);
             // SAFETY: the caller's promise; there is room for all keys and a group more.
@@ -65,6 +82,7 @@ impl<V: Vector, S: Moment<V>, const MOMENTUM: bool> Body<V, Single, S> for Keys<
                 let keys = keys_of::<V, S, MOMENTUM>(pass, place, entries);
                 V::store_u32(self.to.add(group * V::LANES), keys);
             }
+            V::end_group();
         }
         self.to = self.to.wrapping_add(len);
     }
@@ -76,27 +94,26 @@ impl<V: Vector, S: Moment<V>, const MOMENTUM: bool> Body<V, Single, S> for Keys<
 /// # Safety
 ///
 /// As for [`keys()`], for each line; `keys` has room for all lines.
-#[inline(always)]
-pub(in crate::cpu) unsafe fn lines<V: Vector, S: Moment<V>>(
-    job: &Job,
-    starts: &[u64],
-    keys: *mut u32,
-) {
+pub(in crate::cpu) unsafe fn lines(kernels: &Kernels, job: &Job, starts: &[u64], keys: *mut u32) {
     // SAFETY: the caller's promise.
     unsafe {
         if job.filter == Filter::Momentum {
-            lines_by::<V, S, true>(job, starts, keys);
+            (kernels.lines)(job)(job, starts, keys);
         } else {
-            lines_by::<V, S, false>(job, starts, keys);
+            for (i, &start) in starts.iter().enumerate() {
+                super::keys(kernels, job, start, LINE, keys.add(i * LINE));
+            }
         }
     }
 }
 
+/// [`lines`] by momentum, in one loop: each is so short that a walk over it takes longer than what is done on the way.
+///
 /// # Safety
 ///
-/// As for [`lines`].
+/// As there.
 #[inline(always)]
-unsafe fn lines_by<V: Vector, S: Moment<V>, const MOMENTUM: bool>(
+pub(in crate::cpu) unsafe fn lines_by_momentum<V: Vector, S: Moment<V>>(
     job: &Job,
     starts: &[u64],
     keys: *mut u32,
@@ -106,7 +123,7 @@ unsafe fn lines_by<V: Vector, S: Moment<V>, const MOMENTUM: bool>(
     let mut to = keys;
     for &start in starts {
         let pass = Pass::new(job, (start >> 32) as u32);
-        let mut place = Place::of::<V, Single, S>(job, start as usize);
+        let mut place = Place::of(job, start as usize);
         place.grad = grad.as_ptr();
         let size = job.grad_dtype.size();
         let from = job.grad.wrapping_add(start as usize * size);
@@ -122,7 +139,7 @@ unsafe fn lines_by<V: Vector, S: Moment<V>, const MOMENTUM: bool>(
             let (place, entries) = place.group::<V, Single, S>(entries, group);
             // SAFETY: as above; there is room for the line's keys.
             unsafe {
-                let keys = keys_of::<V, S, MOMENTUM>(&pass, place, entries);
+                let keys = keys_of::<V, S, true>(&pass, place, entries);
                 V::store_u32(to, keys);
                 to = to.add(V::LANES);
             }
@@ -141,72 +158,90 @@ pub(in crate::cpu) struct Collected {
     pub(in crate::cpu) inside: usize,
 }
 
-/// Sorts the keys of the entries `start..start + len`, fewer than 2^28, into those above the bracket, which are
+/// Sorts the keys of the entries `start..start + len` into those above the bracket, which are
 /// counted, and those inside it, which are written to `found`. Changes nothing.
 ///
 /// # Safety
 ///
 /// As for [`keys()`]; `found` has room for `len` keys and [`MAX_LANES`] more.
-#[inline(always)]
-pub(in crate::cpu) unsafe fn collect<V: Vector, S: Moment<V>>(
+pub(in crate::cpu) unsafe fn collect(
+    kernels: &Kernels,
     job: &Job,
     start: u64,
     len: usize,
     bracket: Bracket,
     found: *mut u32,
 ) -> Collected {
+    if job.filter != Filter::Momentum {
+        // SAFETY: the caller's promise.
+        return unsafe {
+            keys(kernels, job, start, len, found);
+            (kernels.sift)(found, len, bracket, found)
+        };
+    }
+    let mut body = Collect {
+        bracket,
+        found,
+        above: 0,
+        inside: 0,
+    };
+    let tile = (kernels.collect)(job);
     // SAFETY: the caller's promise.
     unsafe {
-        if job.filter == Filter::Momentum {
-            collect_by::<V, S, true>(job, start, len, bracket, found)
-        } else {
-            collect_by::<V, S, false>(job, start, len, bracket, found)
-        }
+        walk(
+            kernels,
+            job,
+            (start, len as u64),
+            Uses::Grad,
+            LONG_TILE,
+            &mut body,
+            tile,
+        )
+    };
+    Collected {
+        above: body.above,
+        inside: body.inside,
     }
 }
 
-/// # Safety
-///
-/// As for [`collect`].
-#[inline(always)]
-unsafe fn collect_by<V: Vector, S: Moment<V>, const MOMENTUM: bool>(
-    job: &Job,
-    start: u64,
-    len: usize,
+/// What [`collect`] by momentum keeps from tile to tile.
+pub(in crate::cpu) struct Collect {
     bracket: Bracket,
     found: *mut u32,
-) -> Collected {
-    let mut body = Collect::<V, MOMENTUM> {
-        sift: Sift::new(bracket, found),
-    };
-    // SAFETY: the caller's promise. The parameter is not looked at, so any type will do for it.
-    unsafe { walk::<V, Single, S, _>(job, start, len as u64, &mut body) };
-    body.sift.collected()
+    above: u64,
+    inside: usize,
 }
 
-struct Collect<V: Vector, const MOMENTUM: bool> {
-    sift: Sift<V>,
-}
-
-impl<V: Vector, S: Moment<V>, const MOMENTUM: bool> Body<V, Single, S> for Collect<V, MOMENTUM> {
-    const READS_GRAD: bool = true;
-    const WRITES: bool = false;
-
+impl Collect {
+    /// A [`Tile`](super::walk::Tile).
+    ///
+    /// # Safety
+    ///
+    /// As there.
     #[inline(always)]
-    unsafe fn tile(&mut self, pass: &Pass, place: Place, entries: V::U, len: usize) {
-        let mut sift = self.sift;
+    pub(in crate::cpu) unsafe fn tile<V: Vector, S: Moment<V>>(
+        &mut self,
+        pass: &Pass,
+        place: Place,
+        first: u32,
+        len: usize,
+    ) {
+        let entries = V::lane_numbers() + V::uint(first);
+        let mut sift = Sift::<V>::new(self.bracket, self.found.wrapping_add(self.inside));
         for group in 0..len.div_ceil(V::LANES) {
             let (place, entries) = place.group::<V, Single, S>(entries, group);
             place.prefetch_keys();
             // SAFETY: the caller's promise; `found` has room for as many keys as there are entries, and for one more
             // group.
             unsafe {
-                let keys = keys_of::<V, S, MOMENTUM>(pass, place, entries);
+                let keys = keys_of::<V, S, true>(pass, place, entries);
                 // Of an incomplete group, the lanes behind the end do not count.
                 sift.add(keys, (len - group * V::LANES).min(V::LANES));
             }
         }
-        self.sift = sift;
+        let Collected { above, inside } = sift.collected();
+        self.above += above;
+        self.inside += inside;
     }
 }
 
@@ -214,7 +249,7 @@ impl<V: Vector, S: Moment<V>, const MOMENTUM: bool> Body<V, Single, S> for Colle
 ///
 /// # Safety
 ///
-/// `len` keys are readable at `keys`; `found` has room for as many and [`MAX_LANES`] more.
+/// `len` keys are readable at `keys`; `found` has room for as many and [`MAX_LANES`] more. It may be the same place.
 #[inline(always)]
 pub(in crate::cpu) unsafe fn sift<V: Vector>(
     keys: *const u32,

@@ -2,19 +2,17 @@
 
 use super::walk::Place;
 use crate::backend::Job;
-use crate::config::{Filter, Rounding, WeightDecayScope};
+use crate::config::{Filter, Rounding};
 use crate::cpu::element::{Moment, Param, Round};
 use crate::cpu::vector::{Vector, magnitude, mix32, mix32_high, uniform};
 use crate::rule::scalars::Scalars;
 
 /// What stays the same over a range of entries.
 #[derive(Clone, Copy)]
-pub(super) struct Pass {
+pub(in crate::cpu) struct Pass {
     scalars: Scalars,
     filter: Filter,
-    pub(super) decay_all: bool,
     stochastic: bool,
-    regrowth: f32,
     /// Of the first round of random bits, which all streams share.
     first_key: u32,
     exp_avg_key: u32,
@@ -36,9 +34,7 @@ impl Pass {
             } else {
                 job.filter
             },
-            decay_all: job.weight_decay_scope == WeightDecayScope::All,
             stochastic: job.rounding == Rounding::Stochastic,
-            regrowth: (1.0 / f64::from(job.scalars.decay) - 1.0) as f32,
             first_key: random.first,
             exp_avg_key: random.exp_avg,
             exp_avg_sq_key: random.exp_avg_sq,
@@ -168,9 +164,11 @@ impl Pass {
     /// What the parameter was before it became `moved`, most probably. Not for types whose old values are kept.
     #[inline(always)]
     pub(super) fn undone<V: Vector, P: Param<V>>(&self, moved: V::U, difference: V::F) -> V::U {
-        // 1 / decay as 1 + regrowth: with decay near 1, only so the product is precise enough.
+        // 1 / decay as 1 + regrowth: with decay near 1, only so the product is precise enough. The compiler divides once a
+        // tile; where it is not needed, not at all.
+        let regrowth = (1.0 / f64::from(self.scalars.decay) - 1.0) as f32;
         let decayed = P::decode(moved) + difference;
-        let undecayed = V::mul_add(decayed, V::float(self.regrowth), decayed);
+        let undecayed = V::mul_add(decayed, V::float(regrowth), decayed);
         P::encode(undecayed, Round::Nearest)
     }
 }

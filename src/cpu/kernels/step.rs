@@ -2,104 +2,179 @@
 
 use std::mem::MaybeUninit;
 
+use super::decay::decay_others;
+use super::keys::keys;
 use super::pass::Pass;
-use super::walk::{Body, Place, TILE, TILE_GROUPS, walk};
+use super::walk::{LONG_TILE, Place, TILE, TILE_GROUPS, Uses, WIDENED, walk};
 use crate::backend::Job;
 use crate::config::{Filter, WeightDecayScope};
 use crate::cpu::element::{Moment, Param};
-use crate::cpu::vector::{Vector, magnitude};
+use crate::cpu::tier::Kernels;
+use crate::cpu::vector::{MAX_LANES, Vector, magnitude};
+use crate::rule::convert::INFINITE;
 
-/// Steps the entries `start..start + len`, fewer than 2^28: those move whose key reaches `threshold`. How many
-/// moved.
+/// Steps the entries `start..start + len`: those move whose key reaches `threshold`, which is 0 only where all of them
+/// move. How many moved.
 ///
 /// # Safety
 ///
 /// The range lies within the job's tensor; the job's buffers are as large as it says, and nobody else uses
 /// them in this range.
-#[inline(always)]
-pub(in crate::cpu) unsafe fn step<V: Vector, P: Param<V>, S: Moment<V>>(
+pub(in crate::cpu) unsafe fn step(
+    kernels: &Kernels,
     job: &Job,
-    start: u64,
-    len: u64,
+    (start, len): (u64, u64),
     threshold: u32,
 ) -> u64 {
     // Where everything moves the filters differ in nothing.
     let by_momentum = job.filter == Filter::Momentum || job.everything_moves;
-    // SAFETY: the caller's promise.
+    let decays_all = job.weight_decay_scope == WeightDecayScope::All;
+    let same = Aligned([threshold; MAX_LANES]);
+    let thresholds = Thresholds {
+        next: same.0.as_ptr(),
+        advance: 0,
+    };
+    // SAFETY: the caller's promise; parts of the range.
     unsafe {
-        if by_momentum && job.weight_decay_scope == WeightDecayScope::Selected {
-            step_by::<V, P, S, true>(job, start, len, threshold)
-        } else {
-            step_by::<V, P, S, false>(job, start, len, threshold)
+        if by_momentum && (!decays_all || job.everything_moves) {
+            let moved = step_by(kernels, job, (start, len), thresholds);
+            if decays_all && moved < len {
+                decay_others(kernels, job, (start, len), thresholds);
+            }
+            return moved;
         }
+        let mut moved = 0;
+        let mut each = [0u32; WIDENED + MAX_LANES];
+        for done in (0..len).step_by(WIDENED) {
+            let part = (start + done, (WIDENED as u64).min(len - done));
+            let thresholds = if by_momentum {
+                thresholds
+            } else {
+                thresholds_of(kernels, job, part, threshold, &mut each)
+            };
+            moved += step_by(kernels, job, part, thresholds);
+            if decays_all {
+                // While the part is in the nearest cache.
+                decay_others(kernels, job, part, thresholds);
+            }
+        }
+        moved
     }
 }
 
+/// The keys of another filter than `momentum` as thresholds of the momentum, which it always reaches, or never. These
+/// filters are for comparison, and not worth loops of their own for each type of parameter.
+///
 /// # Safety
 ///
-/// As for [`step`].
-#[inline(always)]
-unsafe fn step_by<V: Vector, P: Param<V>, S: Moment<V>, const USUAL: bool>(
+/// As for [`step`]; at most [`WIDENED`] entries.
+unsafe fn thresholds_of(
+    kernels: &Kernels,
     job: &Job,
-    start: u64,
-    len: u64,
+    (start, len): (u64, u64),
     threshold: u32,
-) -> u64 {
-    let mut body = Step::<V, USUAL> {
-        threshold: V::uint(threshold),
-        moved: V::uint(0),
+    room: &mut [u32; WIDENED + MAX_LANES],
+) -> Thresholds {
+    // SAFETY: the caller's promise; there is room for the keys and a group more.
+    unsafe { keys(kernels, job, start, len as usize, room.as_mut_ptr()) };
+    for key in room.iter_mut() {
+        *key = if *key >= threshold { 0 } else { NEVER };
+    }
+    Thresholds {
+        next: room.as_ptr(),
+        advance: 1,
+    }
+}
+
+/// No finite number has such a key.
+const NEVER: u32 = INFINITE;
+
+/// # Safety
+///
+/// As for [`step`]; there are thresholds for the range.
+unsafe fn step_by(kernels: &Kernels, job: &Job, range: (u64, u64), thresholds: Thresholds) -> u64 {
+    let mut body = Step {
+        thresholds,
+        moved: 0,
     };
+    let (uses, tile) = (Uses::GradAndParam, (kernels.step)(job));
     // SAFETY: the caller's promise.
-    unsafe { walk::<V, P, S, _>(job, start, len, &mut body) };
-    u64::from(V::sum(body.moved))
+    unsafe { walk(kernels, job, range, uses, LONG_TILE, &mut body, tile) };
+    body.moved
 }
 
-/// `USUAL` says that the filter is `momentum`, or all entries move; and that those that do not move do not decay.
-struct Step<V: Vector, const USUAL: bool> {
-    threshold: V::U,
-    /// How many entries moved.
-    moved: V::U,
+/// A group of lanes that lies in one cache line.
+#[repr(align(64))]
+struct Aligned([u32; MAX_LANES]);
+
+/// What the magnitude of the first moment must reach.
+#[derive(Clone, Copy)]
+pub(super) struct Thresholds {
+    /// In each lane of the next group.
+    next: *const u32,
+    /// Words from an entry to the next: 0 where they are the same for all groups, else 1.
+    advance: usize,
 }
 
-impl<V, P, S, const USUAL: bool> Body<V, P, S> for Step<V, USUAL>
-where
-    V: Vector,
-    P: Param<V>,
-    S: Moment<V>,
-{
-    const READS_GRAD: bool = true;
-    const WRITES: bool = true;
+impl Thresholds {
+    /// # Safety
+    ///
+    /// There are thresholds for so many groups.
+    #[inline(always)]
+    pub(super) unsafe fn load<V: Vector>(self, group: usize) -> V::U {
+        let from = self.next.wrapping_add(group * V::LANES * self.advance);
+        // SAFETY: the caller's promise.
+        V::bits(unsafe { V::load_f32(from.cast()) })
+    }
 
     #[inline(always)]
-    unsafe fn tile(&mut self, pass: &Pass, place: Place, entries: V::U, len: usize) {
-        let mut moved_lanes = self.moved;
-        let decay_everywhere = V::at_least(V::uint(pass.decay_all.into()), V::uint(1));
+    pub(super) fn skip(&mut self, entries: usize) {
+        self.next = self.next.wrapping_add(entries * self.advance);
+    }
+}
+
+/// What [`step`] keeps from tile to tile.
+pub(in crate::cpu) struct Step {
+    thresholds: Thresholds,
+    /// How many entries moved.
+    moved: u64,
+}
+
+impl Step {
+    /// A [`Tile`](super::walk::Tile).
+    ///
+    /// # Safety
+    ///
+    /// As there.
+    #[inline(always)]
+    pub(in crate::cpu) unsafe fn tile<V: Vector, P: Param<V>, S: Moment<V>>(
+        &mut self,
+        pass: &Pass,
+        place: Place,
+        first: u32,
+        len: usize,
+    ) {
+        let entries = V::lane_numbers() + V::uint(first);
+        let mut moved_lanes = V::uint(0);
         for group in 0..len.div_ceil(V::LANES) {
             let (place, entries) = place.group::<V, P, S>(entries, group);
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller's promise; there are thresholds for all groups.
             unsafe {
-                let (g, m, v) = pass.moments::<V, S>(place, entries);
+                let (_, m, v) = pass.moments::<V, S>(place, entries);
                 S::store(place.exp_avg, m);
                 S::store(place.exp_avg_sq, v);
-                let (filtered, may_move) = pass.filtered::<V, USUAL>(g, m, v, entries);
-                let selected = may_move & V::at_least(filtered, self.threshold);
+                let threshold = self.thresholds.load::<V>(group);
+                let selected = V::finite(m) & V::at_least(magnitude::<V>(m), threshold);
 
                 let old = P::load(place.param, place.master);
-                let decayed = pass.decayed::<V, P>(old);
-                let moved = decayed - pass.difference::<V>(m, v);
-                let (new, written) = if USUAL {
-                    (moved, selected)
-                } else {
-                    // A branch on the scope would have the compiler make two loops.
-                    let new = V::select(selected, V::bits(moved), V::bits(decayed));
-                    (V::from_bits(new), selected | decay_everywhere)
-                };
-                let new = pass.encode::<V, P>(new, entries);
-                P::store(place.param, place.master, new, old, written);
+                let new = pass.moved::<V, P>(old, pass.difference::<V>(m, v), entries);
+                P::store(place.param, place.master, new, old, selected);
                 moved_lanes = V::tally(moved_lanes, selected);
             }
+            V::end_group();
         }
-        self.moved = moved_lanes;
+        self.thresholds.skip(len);
+        self.moved += u64::from(V::sum(moved_lanes));
     }
 }
 
@@ -161,33 +236,40 @@ impl Notes {
 ///
 /// As for [`step`]. All `notes` have room for `len` entries and [`MAX_LANES`](crate::cpu::vector::MAX_LANES) more; `old`
 /// only where old values are kept.
-#[inline(always)]
-pub(in crate::cpu) unsafe fn step_and_note<V: Vector, P: Param<V>, S: Moment<V>>(
+pub(in crate::cpu) unsafe fn step_and_note(
+    kernels: &Kernels,
     job: &Job,
-    start: u64,
-    len: u64,
+    (start, len): (u64, u64),
     bounds: Bounds,
     notes: &mut Notes,
 ) -> u64 {
-    let mut body = StepAndNote::<V> {
-        possible: V::uint(bounds.possible),
-        certain: V::uint(bounds.certain),
+    let mut body = StepAndNote {
+        bounds,
         moved: 0,
         notes,
-        lists: Lists::new(),
     };
+    let tile = (kernels.step_and_note)(job);
     // SAFETY: the caller's promise.
-    unsafe { walk::<V, P, S, _>(job, start, len, &mut body) };
+    unsafe {
+        walk(
+            kernels,
+            job,
+            (start, len),
+            Uses::GradAndParam,
+            TILE,
+            &mut body,
+            tile,
+        )
+    };
     body.moved
 }
 
-struct StepAndNote<'a, V: Vector> {
-    possible: V::U,
-    certain: V::U,
+/// What [`step_and_note`] keeps from tile to tile.
+pub(in crate::cpu) struct StepAndNote<'a> {
+    bounds: Bounds,
     /// Entries that moved, with a note or without.
     moved: u64,
     notes: &'a mut Notes,
-    lists: Lists,
 }
 
 /// What is known about the groups of a tile. Not initialised, because most of it is never used.
@@ -230,24 +312,32 @@ fn unpack(listed: u32) -> (usize, u32) {
     ((listed >> 16) as usize, listed & 0xFFFF)
 }
 
-impl<V, P, S> Body<V, P, S> for StepAndNote<'_, V>
-where
-    V: Vector,
-    P: Param<V>,
-    S: Moment<V>,
-{
-    const READS_GRAD: bool = true;
-    const WRITES: bool = true;
-
+impl StepAndNote<'_> {
+    /// A [`Tile`](super::walk::Tile).
+    ///
     /// Nothing in the first loop branches on the data: which groups have something to store or to note is listed
     /// without a branch, and the lists are walked later. A branch that is often guessed wrong would cost more than all
     /// the rest. And a line of parameters of which nothing is stored stays clean, and need not go back to memory; a
     /// store under an empty mask would not leave it so on every processor.
+    ///
+    /// # Safety
+    ///
+    /// As there.
     #[inline(always)]
-    unsafe fn tile(&mut self, pass: &Pass, place: Place, entries: V::U, len: usize) {
-        let moving_groups = self.lists.moving.as_mut_ptr().cast::<u32>();
-        let noted_groups = self.lists.noted.as_mut_ptr().cast::<u32>();
-        let values = self.lists.values.as_mut_ptr().cast::<u32>();
+    pub(in crate::cpu) unsafe fn tile<V: Vector, P: Param<V>, S: Moment<V>>(
+        &mut self,
+        pass: &Pass,
+        place: Place,
+        first: u32,
+        len: usize,
+    ) {
+        let entries = V::lane_numbers() + V::uint(first);
+        let possible_from = V::uint(self.bounds.possible);
+        let certain_from = V::uint(self.bounds.certain);
+        let mut lists = Lists::new();
+        let moving_groups = lists.moving.as_mut_ptr().cast::<u32>();
+        let noted_groups = lists.noted.as_mut_ptr().cast::<u32>();
+        let values = lists.values.as_mut_ptr().cast::<u32>();
         let (mut num_moving, mut num_noted, mut num_moved) = (0, 0, 0);
         for group in 0..len.div_ceil(V::LANES) {
             let (place, entries) = place.group::<V, P, S>(entries, group);
@@ -258,8 +348,8 @@ where
                 S::store(place.exp_avg, m);
                 S::store(place.exp_avg_sq, v);
                 let key = magnitude::<V>(m);
-                let possible = V::finite(m) & V::at_least(key, self.possible);
-                let moving = possible & V::at_least(key, self.certain);
+                let possible = V::finite(m) & V::at_least(key, possible_from);
+                let moving = possible & V::at_least(key, certain_from);
 
                 let old = P::load(place.param, place.master);
                 let difference = pass.difference::<V>(m, v);
@@ -298,7 +388,7 @@ where
                 let key = magnitude::<V>(S::load(place.exp_avg));
                 let mut value = V::bits(V::load_f32(values.add(group * V::LANES).cast()));
                 if !P::KEEPS_OLD {
-                    let has_moved = V::at_least(key, self.certain);
+                    let has_moved = V::at_least(key, certain_from);
                     lost = V::tally(lost, noted & has_moved);
                     if !P::HAS_MASTER {
                         let old = P::load(place.param, place.master);

@@ -5,98 +5,126 @@ use std::mem::MaybeUninit;
 
 use super::pass::Pass;
 use crate::backend::Job;
-use crate::config::Dtype;
-use crate::cpu::element::{Moment, Param, load_grad};
+use crate::config::{Dtype, StateDtype};
+use crate::cpu::element::{Moment, Param};
 use crate::cpu::prefetch;
-use crate::cpu::vector::{MAX_LANES, MIN_LANES, Vector};
+use crate::cpu::tier::{Kernels, has_master};
+use crate::cpu::vector::{Bf16, F16, Format, MAX_LANES, MIN_LANES, Vector};
 
 /// Entries that are dealt with before a loop goes on: what is needed twice is still in the nearest cache then.
 pub(super) const TILE: usize = 512;
+/// Entries of a tile of which nothing is needed twice.
+pub(super) const LONG_TILE: usize = 1 << 16;
+/// Entries of a tile of which something is widened.
+pub(super) const WIDENED: usize = 1024;
 /// Groups of a tile, of the vector with the fewest lanes.
 pub(super) const TILE_GROUPS: usize = TILE / MIN_LANES;
 
-/// What is done with the groups of a tile. The type of the gradient is none of its business.
-pub(super) trait Body<V: Vector, P: Param<V>, S: Moment<V>> {
-    /// The gradient is looked at.
-    const READS_GRAD: bool;
-    /// Moments and parameter are written. Without it, the parameter is not looked at, either.
-    const WRITES: bool;
+/// A loop over the groups of a tile, with a body that lasts for a whole walk. Compiled for each tier and the types of
+/// parameter and moments; the type of the gradient is none of its business. Given are where some entries lie, the lower
+/// half of the first one's index, and how many they are, at most as many as the walk is told. The lanes behind them hold
+/// nothing that could be selected.
+///
+/// # Safety
+///
+/// The processor has the tier. Whole groups of lanes are readable at the place, and writable where the body writes,
+/// enough for all entries. What a body writes elsewhere has room for the results of all entries of its walk, and for a
+/// group more.
+pub(in crate::cpu) type Tile<B> = unsafe fn(&mut B, &Pass, Place, u32, usize);
 
-    /// Deals with `len` entries, at most [`TILE`]; `entries` are the lower halves of the first ones' indices. The lanes
-    /// behind them hold nothing that could be selected.
-    ///
-    /// # Safety
-    ///
-    /// Whole groups of lanes are readable at `place`, and writable where the body writes, enough for `len` entries. What
-    /// a body writes elsewhere has room for the results of all entries of its walk, and for a group more.
-    unsafe fn tile(&mut self, pass: &Pass, place: Place, entries: V::U, len: usize);
+/// Widens values of a 16-bit type: [`widen`], compiled for a tier.
+pub(in crate::cpu) type Widen = unsafe fn(Dtype, *const u8, usize, *mut f32);
+
+/// The buffers that a body uses besides the moments.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Uses {
+    /// It writes nothing, and does not look at the parameter.
+    Grad,
+    /// It writes the parameter. Moments, which it only reads, are f32 for it.
+    Param,
+    /// It writes moments and parameter.
+    GradAndParam,
 }
 
-/// Deals with the entries `start..start + len`.
+/// Deals with the entries `start..start + len`. Not compiled for every tier and type, because what it does itself it
+/// does once a tile, of `most` entries at most.
 ///
 /// # Safety
 ///
 /// The range lies within the job's tensor; the job's buffers are as large as it says; nobody writes to them in this
-/// range meanwhile, and nobody else uses them if the body writes.
-#[inline(always)]
-pub(super) unsafe fn walk<V, P, S, B>(job: &Job, start: u64, len: u64, body: &mut B)
-where
-    V: Vector,
-    P: Param<V>,
-    S: Moment<V>,
-    B: Body<V, P, S>,
-{
-    const { assert!(V::LANES >= MIN_LANES && V::LANES <= MAX_LANES) };
-    let mut gradients = Gradients::new();
-    let mut tail: Tail;
+/// range meanwhile, and nobody else uses them if the body writes. The tile is for the job's types and of the tier; for
+/// bodies that have moments widened, `most` is at most [`WIDENED`].
+pub(super) unsafe fn walk<B>(
+    kernels: &Kernels,
+    job: &Job,
+    (start, len): (u64, u64),
+    uses: Uses,
+    most: usize,
+    body: &mut B,
+    tile: Tile<B>,
+) {
+    let most = if job.grad_dtype == Dtype::F32 {
+        most
+    } else {
+        most.min(WIDENED)
+    };
+    debug_assert!(most <= WIDENED || uses != Uses::Param);
+    let sizes = Sizes::of(job, uses);
+    let lanes = kernels.lanes;
+    debug_assert!((MIN_LANES..=MAX_LANES).contains(&lanes) && lanes.is_power_of_two());
+    let state_dtype = dtype_of(job.state_dtype);
+    // No body has both gradients and moments widened for it.
+    let (mut grads_or_exp_avgs, mut exp_avg_sqs) = (Widened::new(), Widened::new());
     for Span { high, start, len } in spans(start, len) {
         let pass = Pass::new(job, high);
-        let lanes = V::lane_numbers() + V::uint(start as u32);
-        for first in (0..len).step_by(TILE) {
-            let tile = TILE.min(len - first);
+        for first in (0..len).step_by(most) {
+            let n = most.min(len - first);
             let index = start as usize + first;
-            let mut place = Place::of::<V, P, S>(job, index);
-            if B::READS_GRAD {
-                // SAFETY: the entries lie within the range (the caller's promise).
-                place.grad = unsafe { gradients.of::<V>(job, index, tile) };
-            }
-            let mut first_of_part = 0;
-            while first_of_part < tile {
-                let left = tile - first_of_part;
-                let is_tail = left < V::LANES;
-                let len = if is_tail {
-                    left
-                } else {
-                    left - left % V::LANES
-                };
-                let from = place.at::<V, P, S>(first_of_part);
-                let at = if is_tail {
-                    tail = Tail::EMPTY;
-                    tail.place()
-                } else {
-                    from
-                };
-                let entries = lanes + V::uint((first + first_of_part) as u32);
-                // SAFETY: the entries lie within the range (the caller's promise); a tail has room for a whole
-                // group.
-                unsafe {
-                    if is_tail {
-                        copy::<V, P, S, B>(from, at, len, Direction::In);
-                    }
-                    body.tile(&pass, at, entries, len);
-                    if is_tail {
-                        copy::<V, P, S, B>(at, from, len, Direction::Out);
-                    }
+            let mut place = Place::of(job, index);
+            // SAFETY: the entries lie within the range (the caller's promise).
+            unsafe {
+                if sizes.grad > 0 {
+                    let from = job.grad.add(index * job.grad_dtype.size());
+                    place.grad = grads_or_exp_avgs.of(kernels.widen, job.grad_dtype, from, n);
                 }
-                first_of_part += len;
+                if uses == Uses::Param {
+                    let (m, v) = (place.exp_avg, place.exp_avg_sq);
+                    let (m, v) = (
+                        grads_or_exp_avgs.of(kernels.widen, state_dtype, m, n),
+                        exp_avg_sqs.of(kernels.widen, state_dtype, v, n),
+                    );
+                    (place.exp_avg, place.exp_avg_sq) = (m.cast_mut().cast(), v.cast_mut().cast());
+                }
+            }
+            let tail = n & (lanes - 1);
+            let whole = n - tail;
+            // SAFETY: the entries lie within the range (the caller's promise); a tail has room for a whole group.
+            unsafe {
+                if whole > 0 {
+                    tile(body, &pass, place, index as u32, whole);
+                }
+                if tail > 0 {
+                    let mut padded = Tail::EMPTY;
+                    let (from, at) = (place.at(whole, sizes), padded.place());
+                    copy(from, at, tail, sizes, Direction::In);
+                    tile(body, &pass, at, (index + whole) as u32, tail);
+                    copy(at, from, tail, sizes, Direction::Out);
+                }
             }
         }
     }
 }
 
+fn dtype_of(state: StateDtype) -> Dtype {
+    match state {
+        StateDtype::F32 => Dtype::F32,
+        StateDtype::BF16 => Dtype::BF16,
+    }
+}
+
 /// The places of some consecutive entries in all buffers.
 #[derive(Clone, Copy)]
-pub(super) struct Place {
+pub(in crate::cpu) struct Place {
     pub(super) param: *mut u8,
     pub(super) grad: *const f32,
     pub(super) exp_avg: *mut u8,
@@ -134,7 +162,7 @@ impl Place {
 
     /// Where an entry of a job lies. Its gradient is for the caller to find.
     #[inline(always)]
-    pub(super) fn of<V: Vector, P: Param<V>, S: Moment<V>>(job: &Job, entry: usize) -> Self {
+    pub(super) fn of(job: &Job, entry: usize) -> Self {
         let first = Self {
             param: job.param,
             grad: std::ptr::null(),
@@ -142,22 +170,26 @@ impl Place {
             exp_avg_sq: job.exp_avg_sq,
             master: job.master,
         };
-        first.at::<V, P, S>(entry)
+        first.at(
+            entry,
+            Sizes {
+                param: job.param_dtype.size(),
+                grad: 0,
+                moment: job.state_dtype.size(),
+                master: size_of::<f32>(),
+            },
+        )
     }
 
     /// `entries` further.
     #[inline(always)]
-    fn at<V: Vector, P: Param<V>, S: Moment<V>>(self, entries: usize) -> Self {
+    pub(super) fn at(self, entries: usize, sizes: Sizes) -> Self {
         Self {
-            param: self.param.wrapping_add(entries * P::SIZE),
-            grad: self.grad.wrapping_add(entries),
-            exp_avg: self.exp_avg.wrapping_add(entries * S::SIZE),
-            exp_avg_sq: self.exp_avg_sq.wrapping_add(entries * S::SIZE),
-            master: if P::HAS_MASTER {
-                self.master.wrapping_add(entries)
-            } else {
-                self.master
-            },
+            param: self.param.wrapping_add(entries * sizes.param),
+            grad: self.grad.wrapping_byte_add(entries * sizes.grad),
+            exp_avg: self.exp_avg.wrapping_add(entries * sizes.moment),
+            exp_avg_sq: self.exp_avg_sq.wrapping_add(entries * sizes.moment),
+            master: self.master.wrapping_byte_add(entries * sizes.master),
         }
     }
 
@@ -169,56 +201,76 @@ impl Place {
         group: usize,
     ) -> (Self, V::U) {
         let first = group * V::LANES;
-        (self.at::<V, P, S>(first), entries + V::uint(first as u32))
+        (
+            self.at(first, Sizes::of_types::<V, P, S>()),
+            entries + V::uint(first as u32),
+        )
     }
 }
 
-/// The gradients of a tile as f32, where they are of another type. Not initialised, because most of the time it is
-/// not used.
+/// Values of a tile as f32, where they are of another type. Not initialised, because most of the time it is not used.
 #[repr(C, align(64))]
-struct Gradients([MaybeUninit<f32>; TILE]);
+pub(super) struct Widened([MaybeUninit<f32>; WIDENED]);
 
-impl Gradients {
-    #[inline(always)]
-    fn new() -> Self {
-        Self([MaybeUninit::uninit(); TILE])
+impl Widened {
+    pub(super) fn new() -> Self {
+        Self([MaybeUninit::uninit(); WIDENED])
     }
 
-    /// Where the gradients of a tile's entries are as f32. The last group may be incomplete.
+    /// Where the first `len` values of a type from `from` on are as f32.
     ///
     /// # Safety
     ///
-    /// The entries `first..first + len` lie within the job's tensor; at most [`TILE`] of them.
-    #[inline(always)]
-    unsafe fn of<V: Vector>(&mut self, job: &Job, first: usize, len: usize) -> *const f32 {
-        let size = job.grad_dtype.size();
-        let from = job.grad.wrapping_add(first * size);
+    /// So many are readable there; at most [`WIDENED`] of them, unless they are f32.
+    pub(super) unsafe fn of(
+        &mut self,
+        widen: Widen,
+        dtype: Dtype,
+        from: *const u8,
+        len: usize,
+    ) -> *const f32 {
+        if dtype == Dtype::F32 {
+            return from.cast();
+        }
         let to = self.0.as_mut_ptr().cast::<f32>();
         // SAFETY: the caller's promise.
-        unsafe {
-            match job.grad_dtype {
-                Dtype::F32 => return from.cast(),
-                Dtype::F16 => widen::<V>(Dtype::F16, from, len, to),
-                Dtype::BF16 => widen::<V>(Dtype::BF16, from, len, to),
-            }
-        }
+        unsafe { widen(dtype, from, len, to) };
         to
     }
 }
 
-/// Widens gradients of a 16-bit type.
+/// Widens `len` values of a 16-bit type.
 ///
 /// # Safety
 ///
 /// `len` elements of the type are readable at `from`, and writable at `to`.
 #[inline(always)]
-unsafe fn widen<V: Vector>(dtype: Dtype, from: *const u8, len: usize, to: *mut f32) {
+pub(in crate::cpu) unsafe fn widen<V: Vector>(
+    dtype: Dtype,
+    from: *const u8,
+    len: usize,
+    to: *mut f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match dtype {
+            Dtype::F16 => widen_from::<V, F16>(from.cast(), len, to),
+            _ => widen_from::<V, Bf16>(from.cast(), len, to),
+        }
+    }
+}
+
+/// # Safety
+///
+/// As for [`widen`].
+#[inline(always)]
+unsafe fn widen_from<V: Vector, T: Format<V>>(from: *const u16, len: usize, to: *mut f32) {
     let whole = len - len % V::LANES;
     for i in (0..whole).step_by(V::LANES) {
-        let from = from.wrapping_add(i * size_of::<u16>());
-        prefetch(from.wrapping_add(AHEAD));
+        let from = from.wrapping_add(i);
+        prefetch(from.cast::<u8>().wrapping_add(AHEAD));
         // SAFETY: a group within the caller's range.
-        unsafe { V::store_f32(to.add(i), load_grad::<V>(dtype, from)) };
+        unsafe { V::store_f32(to.add(i), T::widen(V::load_u16(from))) };
     }
     let rest = len - whole;
     if rest > 0 {
@@ -227,8 +279,8 @@ unsafe fn widen<V: Vector>(dtype: Dtype, from: *const u8, len: usize, to: *mut f
         unsafe {
             halves
                 .as_mut_ptr()
-                .copy_from_nonoverlapping(from.cast::<u16>().add(whole), rest);
-            let widened = load_grad::<V>(dtype, halves.as_ptr().cast());
+                .copy_from_nonoverlapping(from.add(whole), rest);
+            let widened = T::widen(V::load_u16(halves.as_ptr()));
             V::store_f32(floats.as_mut_ptr(), widened);
             to.add(whole)
                 .copy_from_nonoverlapping(floats.as_ptr(), rest);
@@ -275,36 +327,75 @@ enum Direction {
     Out,
 }
 
-/// Copies `n` entries of the buffers that a body uses.
+/// The sizes of the elements of all buffers; 0 for one that is not used.
+#[derive(Clone, Copy)]
+pub(super) struct Sizes {
+    param: usize,
+    /// Of gradients, widened to f32.
+    grad: usize,
+    moment: usize,
+    master: usize,
+}
+
+impl Sizes {
+    fn of(job: &Job, uses: Uses) -> Self {
+        let (grad, param) = match uses {
+            Uses::Grad => (true, false),
+            Uses::Param => (false, true),
+            Uses::GradAndParam => (true, true),
+        };
+        let float = |used: bool| if used { size_of::<f32>() } else { 0 };
+        Self {
+            param: if param { job.param_dtype.size() } else { 0 },
+            grad: float(grad),
+            moment: if uses == Uses::Param {
+                size_of::<f32>()
+            } else {
+                job.state_dtype.size()
+            },
+            master: float(param && has_master(job)),
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn of_types<V: Vector, P: Param<V>, S: Moment<V>>() -> Self {
+        Self {
+            param: P::SIZE,
+            grad: size_of::<f32>(),
+            moment: S::SIZE,
+            master: if P::HAS_MASTER { size_of::<f32>() } else { 0 },
+        }
+    }
+}
+
+/// Copies `n` entries of the buffers that a body uses: all inwards, those that it writes outwards.
 ///
 /// # Safety
 ///
-/// `n` is at most `MAX_LANES`; both places have `n` entries, `from` readable and `to` writable.
-#[inline(always)]
-unsafe fn copy<V, P, S, B>(from: Place, to: Place, n: usize, direction: Direction)
-where
-    V: Vector,
-    P: Param<V>,
-    S: Moment<V>,
-    B: Body<V, P, S>,
-{
-    if direction == Direction::Out && !B::WRITES {
+/// `n` is at most `MAX_LANES`; both places have `n` entries of these sizes, `from` readable and `to` writable, of
+/// different memory.
+#[inline(never)]
+unsafe fn copy(from: Place, to: Place, n: usize, sizes: Sizes, direction: Direction) {
+    if direction == Direction::Out && sizes.param == 0 {
         return;
     }
-    // SAFETY: the caller's promise; the two places are different memory.
+    // SAFETY: the caller's promise.
     unsafe {
-        if direction == Direction::In && B::READS_GRAD {
-            to.grad.cast_mut().copy_from_nonoverlapping(from.grad, n);
+        if direction == Direction::In && sizes.grad > 0 {
+            let grad = to.grad.cast_mut().cast::<u8>();
+            grad.copy_from_nonoverlapping(from.grad.cast(), n * sizes.grad);
+        }
+        if sizes.param > 0 {
+            to.param
+                .copy_from_nonoverlapping(from.param, n * sizes.param);
         }
         to.exp_avg
-            .copy_from_nonoverlapping(from.exp_avg, n * S::SIZE);
+            .copy_from_nonoverlapping(from.exp_avg, n * sizes.moment);
         to.exp_avg_sq
-            .copy_from_nonoverlapping(from.exp_avg_sq, n * S::SIZE);
-        if B::WRITES {
-            to.param.copy_from_nonoverlapping(from.param, n * P::SIZE);
-            if P::HAS_MASTER {
-                to.master.copy_from_nonoverlapping(from.master, n);
-            }
+            .copy_from_nonoverlapping(from.exp_avg_sq, n * sizes.moment);
+        if sizes.master > 0 {
+            let master = to.master.cast::<u8>();
+            master.copy_from_nonoverlapping(from.master.cast(), n * sizes.master);
         }
     }
 }
@@ -323,11 +414,9 @@ struct Span {
     len: usize,
 }
 
-// An iterator, because a closure would not be compiled for the instruction set of its caller.
 impl Iterator for Spans {
     type Item = Span;
 
-    #[inline(always)]
     fn next(&mut self) -> Option<Span> {
         let start = self.start;
         self.start = self.end.min((start | u64::from(u32::MAX)) + 1);
@@ -339,7 +428,6 @@ impl Iterator for Spans {
     }
 }
 
-#[inline(always)]
 fn spans(start: u64, len: u64) -> Spans {
     Spans {
         start,
