@@ -3,6 +3,7 @@
 #   make            the library: target/release/libmofo.a and the shared library beside it
 #   make demo       fine-tuning on handwritten digits, AdamW against MoFO (DEMO_ARGS="--help" shows its options)
 #   make demo-cuda  the same with the optimizer on an NVIDIA GPU; needs CUDA's cuda.h
+#   make engine     pre-trains and fine-tunes a small transformer, see examples/engine (ENGINE_ARGS="--help" shows its options)
 #   make examples   builds every example and runs the small ones
 #   make test       all tests, the examples included
 #   make lint       formatting, clippy, rustdoc and compiler warnings, all of them errors
@@ -20,8 +21,8 @@
 #   make emulated-cuda  the CUDA driver that the tests emulate: LD_LIBRARY_PATH=build/emulated-cuda runs programs on it
 #   make cuda-headers  fetches cuda.h from PyPI into build/, for machines without a CUDA toolkit
 #   make gpu-bundle  build/gpu-bundle/: tests and benchmark for a machine with an NVIDIA GPU, without Rust or network
-#   make sanitize   the demo under AddressSanitizer and UndefinedBehaviorSanitizer, a few steps
-#   make valgrind   the demo under valgrind, a few steps
+#   make sanitize   the demo and the engine under AddressSanitizer and UndefinedBehaviorSanitizer, a few steps
+#   make valgrind   the demo and the engine under valgrind, a few steps
 #   make clean      removes build/ and cargo's target directory
 #
 # CUDA_HOME or CUDA_PATH names the folder that has include/cuda.h, where it is neither /usr/local/cuda nor in CPATH.
@@ -33,6 +34,7 @@ CXXFLAGS ?= -O2
 LDLIBS ?= -lpthread -ldl -lm
 VALGRIND ?= valgrind
 DEMO_ARGS ?=
+ENGINE_ARGS ?=
 PYTHON ?= python3
 BENCH_ARGS ?=
 STRIP ?= strip
@@ -48,6 +50,8 @@ FINETUNE_PARTS := $(wildcard examples/c/finetune/*.c)
 FINETUNE := examples/c/finetune.c $(FINETUNE_PARTS)
 FINETUNE_CUDA := examples/c/finetune_cuda.c $(FINETUNE_PARTS)
 FINETUNE_HEADERS := $(wildcard examples/c/finetune/*.h)
+ENGINE := $(wildcard examples/engine/*.cpp)
+ENGINE_HEADERS := $(wildcard examples/engine/*.hpp)
 BENCH := benches/bench.cpp $(wildcard benches/bench/*.cpp)
 BENCH_HEADERS := benches/adamw.h $(wildcard benches/bench/*.hpp)
 
@@ -67,14 +71,15 @@ EMULATED_FLAGS := -std=c++17 -O2 -g -ffp-contract=off -fPIC -fvisibility=hidden 
     -fsanitize=alignment -fsanitize-undefined-trap-on-error \
     -DMOFO_KERNELS_SOURCE='"$(CURDIR)/src/cuda/kernels/mofo.cu"' -Itests/cuda/driver -Itests/c
 
-# No fused multiply-add in the demo, so that it prints the same numbers with gcc and clang and with every -march.
+# No fused multiply-add in the demo and the engine, so that they print the same numbers with gcc and clang and with every -march.
 C11 := -std=c11 -ffp-contract=off -Iinclude
 C99 := -std=c99 -Iinclude
 CPP17 := -std=c++17 -Iinclude
+ENGINE_FLAGS := -ffp-contract=off
 WARNINGS := -Wall -Wextra -Werror -pedantic
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
-.PHONY: all library demo demo-cuda examples test lint fmt header kernels kernels-check bench bench-failing bench-torch bench-cuda
+.PHONY: all library demo demo-cuda engine examples test lint fmt header kernels kernels-check bench bench-failing bench-torch bench-cuda
 .PHONY: size lint-cuda cuda-headers emulated-cuda finetune-cuda gpu-bundle sanitize valgrind clean FORCE
 
 all: library
@@ -121,6 +126,12 @@ build/memory: examples/c/memory.c $(HEADERS) $(LIBRARY) | build
 build/minimal-cpp: examples/cpp/minimal.cpp $(HEADERS) $(LIBRARY) | build
 	$(CXX) $(CPP17) $(CPPFLAGS) $(CXXFLAGS) $(LDFLAGS) $< $(LIBRARY) $(LDLIBS) -o $@
 
+build/engine: $(ENGINE) $(ENGINE_HEADERS) $(HEADERS) $(LIBRARY) | build
+	$(CXX) $(CPP17) $(ENGINE_FLAGS) $(CPPFLAGS) $(CXXFLAGS) $(LDFLAGS) $(ENGINE) $(LIBRARY) $(LDLIBS) -o $@
+
+build/engine-sanitize: $(ENGINE) $(ENGINE_HEADERS) $(HEADERS) $(LIBRARY) | build
+	$(CXX) $(CPP17) $(ENGINE_FLAGS) $(CPPFLAGS) -O1 -g $(SANITIZERS) $(LDFLAGS) $(ENGINE) $(LIBRARY) $(LDLIBS) -o $@
+
 build/adamw-as-is.o: benches/adamw.c benches/adamw.h | build
 	$(CC) $(CPPFLAGS) -O3 $(NATIVE) -DADAMW_STEP=adamw_step_as_is -c $< -o $@
 
@@ -133,6 +144,9 @@ build/bench: $(BENCH) $(BENCH_HEADERS) build/adamw-as-is.o build/adamw-no-math-e
 demo: build/finetune
 	build/finetune $(DEMO_ARGS)
 
+engine: build/engine
+	build/engine $(ENGINE_ARGS)
+
 # Where the driver itself is missing, the program could not even start.
 demo-cuda: build/finetune-cuda
 	@LD_TRACE_LOADED_OBJECTS=1 $< | grep -q 'libcuda.so.1 => not found' && echo "skipped: no CUDA driver" || \
@@ -142,9 +156,10 @@ demo-cuda: build/finetune-cuda
 finetune-cuda: $(if $(CUDA_HEADER),build/finetune-cuda)
 	@test -n "$(CUDA_HEADER)" || echo 'skipped: finetune_cuda.c: $(NO_CUDA_HEADER)'
 
-examples: build/finetune build/minimal-c build/minimal-cpp finetune-cuda
+examples: build/finetune build/engine build/minimal-c build/minimal-cpp finetune-cuda
 	build/minimal-c
 	build/minimal-cpp
+	build/engine --smoke
 	$(CARGO) run --release --example minimal
 
 test: examples
@@ -163,6 +178,7 @@ lint: $(if $(CUDA_HEADER),lint-cuda)
 	$(CC) $(C99) $(CPPFLAGS) $(WARNINGS) -fsyntax-only examples/c/minimal.c
 	$(CC) $(C99) $(CPPFLAGS) $(WARNINGS) -fsyntax-only examples/c/memory.c
 	$(CXX) $(CPP17) $(CPPFLAGS) $(WARNINGS) -fsyntax-only examples/cpp/minimal.cpp
+	for file in $(ENGINE); do $(CXX) $(CPP17) $(CPPFLAGS) $(WARNINGS) -fsyntax-only $$file || exit 1; done
 	$(CC) $(C99) $(CPPFLAGS) $(WARNINGS) -fsyntax-only benches/adamw.c
 	for file in $(BENCH); do $(CXX) $(CPP17) $(CPPFLAGS) $(WARNINGS) -fsyntax-only $$file || exit 1; done
 
@@ -212,12 +228,17 @@ gpu-bundle: build/finetune build/finetune-cuda build/emulated-cuda/libcuda.so
 	CC="$(CC)" CXX="$(CXX)" CARGO="$(CARGO)" TARGET_DIR="$(TARGET_DIR)" FINETUNE="build/finetune build/finetune-cuda" \
 	    tests/bundle/make.sh build/gpu-bundle
 
-sanitize: build/finetune-sanitize
+sanitize: build/finetune-sanitize build/engine-sanitize
 	build/finetune-sanitize --smoke
 	build/finetune-sanitize --smoke --view permute --threads 2
+	build/engine-sanitize --smoke --bf16 --threads 3 --save build/engine-sanitize.saved
+	build/engine-sanitize --check-gradients
 
-valgrind: build/finetune
-	$(VALGRIND) --quiet --leak-check=full --show-leak-kinds=all --error-exitcode=1 build/finetune --smoke
+VALGRIND_FLAGS := --quiet --leak-check=full --show-leak-kinds=all --error-exitcode=1
+
+valgrind: build/finetune build/engine
+	$(VALGRIND) $(VALGRIND_FLAGS) build/finetune --smoke
+	$(VALGRIND) $(VALGRIND_FLAGS) build/engine --smoke --threads 3 --save build/engine-valgrind.saved
 
 clean:
 	rm -rf build
