@@ -51,5 +51,6 @@ printf '%s\n' "$TARGET" >"$folder/target"
 rm -f "$folder/$file"
 [ "$kinds" = staticlib ] || cp "$built_in/$built" "$folder/$file"
 packaging/third-party.sh "$@" >"$folder/LICENSE-THIRD-PARTY"
-# Last: make looks at its date.
 packaging/static-library.sh "$built_in/libmofo.a" "$folder/libmofo.a" "$TARGET"
+# Make looks at its date.
+touch "$folder/libmofo.a"

@@ -42,26 +42,26 @@ under_prefix() { case $1/ in "$PREFIX"/*) printf '%s' "${1#"$PREFIX"/}" ;; esac;
 fill_in() {
     sed -e "s|@VERSION@|$VERSION|g" -e "s|@VERSION_MAJOR@|$major|g" -e "s|@PC_PREFIX@|$pc_prefix|" \
         -e "s|@PC_LIBDIR@|$pc_libdir|" -e "s|@PC_INCLUDEDIR@|$pc_includedir|" \
-        -e "s|@PC_SYSTEM_LIBRARIES@|$pc_system|" -e "s|@CMAKE_INCLUDEDIR@|$cmake_includedir|" \
-        -e "s|@SHARED_RELATIVE@|$file|" -e "s|@SONAME@|$cmake_soname|" -e "s|@STATIC@|libmofo.a|" \
-        -e "s|@CMAKE_IMPLIB@||" -e "s|@CMAKE_SYSTEM_LIBRARIES@|$cmake_system|" "packaging/$1"
+        -e "s|@PC_SYSTEM_LIBRARIES@|$pc_system|" -e "s|@CONFIG_INCLUDEDIR@|$config_includedir|" \
+        -e "s|@CONFIG_SHARED@|\${_mofo_libdir}/$file|" -e "s|@SONAME@|$config_soname|" -e "s|@STATIC@|libmofo.a|" \
+        -e "s|@CONFIG_IMPLIB@||" -e "s|@CONFIG_SYSTEM_LIBRARIES@|$config_system|" "packaging/$1"
 }
 
 install_all() {
     lib=$(under_prefix "$LIBDIR")
     include=$(under_prefix "$INCLUDEDIR")
-    pc_prefix=$PREFIX pc_libdir=$LIBDIR pc_includedir=$INCLUDEDIR cmake_includedir=$INCLUDEDIR
+    pc_prefix=$PREFIX pc_libdir=$LIBDIR pc_includedir=$INCLUDEDIR config_includedir=$INCLUDEDIR
     if [ -n "$lib" ]; then
         pc_prefix="\${pcfiledir}/$(up "$lib/pkgconfig")"
         pc_libdir="\${prefix}/$lib"
     fi
     if [ -n "$include" ]; then pc_includedir="\${prefix}/$include"; fi
-    if [ -n "$lib" ] && [ -n "$include" ]; then cmake_includedir="\${_mofo_libdir}/$(up "$lib")/$include"; fi
-    case $os in darwin) cmake_soname=@rpath/$soname ;; *) cmake_soname=$soname ;; esac
+    if [ -n "$lib" ] && [ -n "$include" ]; then config_includedir="\${_mofo_libdir}/$(up "$lib")/$include"; fi
+    case $os in darwin) config_soname=@rpath/$soname ;; *) config_soname=$soname ;; esac
     system=$(sed -n "s/^$os *//p" packaging/system-libraries.txt)
     pc_system=
     for library in $system; do pc_system="$pc_system${pc_system:+ }-l$library"; done
-    cmake_system=$(printf '%s' "$system" | tr ' ' ';')
+    config_system=$(printf '%s' "$system" | tr ' ' ';')
 
     mkdir -p "$DESTDIR$LIBDIR/pkgconfig" "$DESTDIR$LIBDIR/cmake/mofo" "$DESTDIR$INCLUDEDIR" "$DESTDIR$LICENCES"
     install -m 644 include/mofo.h include/mofo.hpp "$DESTDIR$INCLUDEDIR"
