@@ -62,7 +62,7 @@ HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 PACKAGE_TARGET = $(or $(CARGO_BUILD_TARGET),$(HOST))
 PACKAGE := build/package/$(or $(CARGO_BUILD_TARGET),host)$(if $(filter 0,$(CUDA)),-cpu)
 # Dates, not cargo, say whether there is something to do: `sudo make install` may find no cargo.
-PACKAGE_INPUTS := $(shell find src -type f) Cargo.toml Cargo.lock $(addprefix packaging/,build.sh static-library.sh third-party.sh)
+PACKAGE_INPUTS := $(shell find src -type f) Cargo.toml Cargo.lock $(addprefix packaging/,build.sh platform.sh static-library.sh third-party.sh)
 
 # CUDA's header, and something to link with: NVIDIA's library or stub or, where there is none, the emulated driver.
 CUDA_FOLDERS := $(CUDA_HOME) $(CUDA_PATH) /usr/local/cuda build/cuda-headers/nvidia/cuda_runtime

@@ -13,17 +13,11 @@ cd "$(dirname "$0")/.."
 folder=$1
 CARGO=${CARGO:-cargo}
 CC=${CC:-cc}
-major=${VERSION%%.*}
+. packaging/platform.sh
 host=$("${RUSTC:-rustc}" -vV | sed -n 's/^host: //p')
 
 set -- --target "$TARGET"
 [ "${CUDA:-1}" != 0 ] || set -- "$@" --no-default-features
-
-case $TARGET in
-*-apple-*) file=libmofo.$VERSION.dylib built=libmofo.dylib name=-Wl,-install_name,@rpath/libmofo.$major.dylib ;;
-*-android*) file=libmofo.so built=libmofo.so name=-Wl,-soname,libmofo.so ;;
-*) file=libmofo.so.$VERSION built=libmofo.so name=-Wl,-soname,libmofo.so.$major ;;
-esac
 
 # Rust makes no shared library that brings its own musl, and iOS wants none.
 kinds=cdylib,staticlib
@@ -42,7 +36,7 @@ esac
 if [ "$kinds" = staticlib ]; then
     "$CARGO" rustc --release --lib --crate-type "$kinds" --target-dir "$TARGET_DIR/package" "$@"
 else
-    "$CARGO" rustc --release --lib --crate-type "$kinds" --target-dir "$TARGET_DIR/package" "$@" -- -C link-arg="$name"
+    "$CARGO" rustc --release --lib --crate-type "$kinds" --target-dir "$TARGET_DIR/package" "$@" -- -C link-arg="$name_argument"
 fi
 
 built_in=$TARGET_DIR/package/$TARGET/release

@@ -20,18 +20,11 @@ done
 PREFIX=${PREFIX%/} LIBDIR=${LIBDIR%/} INCLUDEDIR=${INCLUDEDIR%/}
 
 LICENCES=$PREFIX/share/licenses/mofo
-major=${VERSION%%.*}
 # For `make uninstall` in a folder where nothing was built.
 case $(uname -s) in Darwin) host=host-apple-darwin ;; *) host=host-unknown-linux-gnu ;; esac
 TARGET=$(cat "$LIBRARIES/target" 2>/dev/null || echo $host)
 
-# The shared library's file, the name that programs ask for, and the name that linkers look for.
-case $TARGET in
-*-apple-*) os=darwin file=libmofo.$VERSION.dylib soname=libmofo.$major.dylib link=libmofo.dylib ;;
-*-android*) os=android file=libmofo.so soname=libmofo.so link=libmofo.so ;;
-*-linux-*) os=linux file=libmofo.so.$VERSION soname=libmofo.so.$major link=libmofo.so ;;
-*) echo "install.sh: $TARGET has no rules here; CMake has some for Windows" >&2; exit 1 ;;
-esac
+. packaging/platform.sh
 
 # a/b -> ../..
 up() { printf '%s' "$1" | sed 's|[^/][^/]*|..|g'; }
@@ -42,7 +35,7 @@ under_prefix() { case $1/ in "$PREFIX"/*) printf '%s' "${1#"$PREFIX"/}" ;; esac;
 fill_in() {
     sed -e "s|@VERSION@|$VERSION|g" -e "s|@VERSION_MAJOR@|$major|g" -e "s|@PC_PREFIX@|$pc_prefix|" \
         -e "s|@PC_LIBDIR@|$pc_libdir|" -e "s|@PC_INCLUDEDIR@|$pc_includedir|" \
-        -e "s|@PC_SYSTEM_LIBRARIES@|$pc_system|" -e "s|@CONFIG_INCLUDEDIR@|$config_includedir|" \
+        -e "s|@PC_SYSTEM_LIBRARIES@|$system|" -e "s|@CONFIG_INCLUDEDIR@|$config_includedir|" \
         -e "s|@CONFIG_SHARED@|\${_mofo_libdir}/$file|" -e "s|@SONAME@|$config_soname|" -e "s|@STATIC@|libmofo.a|" \
         -e "s|@CONFIG_IMPLIB@||" -e "s|@CONFIG_SYSTEM_LIBRARIES@|$config_system|" "packaging/$1"
 }
@@ -57,10 +50,7 @@ install_all() {
     fi
     if [ -n "$include" ]; then pc_includedir="\${prefix}/$include"; fi
     if [ -n "$lib" ] && [ -n "$include" ]; then config_includedir="\${_mofo_libdir}/$(up "$lib")/$include"; fi
-    case $os in darwin) config_soname=@rpath/$soname ;; *) config_soname=$soname ;; esac
-    system=$(sed -n "s/^$os *//p" packaging/system-libraries.txt)
-    pc_system=
-    for library in $system; do pc_system="$pc_system${pc_system:+ }-l$library"; done
+    case $TARGET in *-apple-*) config_soname=@rpath/$soname ;; *) config_soname=$soname ;; esac
     config_system=$(printf '%s' "$system" | tr ' ' ';')
 
     mkdir -p "$DESTDIR$LIBDIR/pkgconfig" "$DESTDIR$LIBDIR/cmake/mofo" "$DESTDIR$INCLUDEDIR" "$DESTDIR$LICENCES"

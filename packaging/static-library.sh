@@ -47,8 +47,15 @@ elf() {
     while read -r name; do set -- "$@" "-Wl,-u,$name"; done <"$scratch/exports"
     # LLD does not do this in a relocatable link; there it is left to the engine's own --gc-sections.
     case $($CC -Wl,--version 2>/dev/null | head -n 1) in GNU\ ld*) set -- "$@" -Wl,--gc-sections ;; esac
+    # With musl Rust unwinds by a library of its own; the compiler's may be meant for another C library.
+    case $target in
+    *-musl*)
+        unwind=$("${RUSTC:-rustc}" --print sysroot)/lib/rustlib/$target/lib/self-contained/libunwind.a
+        [ ! -f "$unwind" ] || set -- "$@" "$unwind"
+        ;;
+    esac
     # Without groups: of two of a name the linker keeps one, though the symbols of the other are local now.
-    $CC -r -nostdlib -o "$scratch/linked.o" "$@" -Wl,--force-group-allocation "$input" ||
+    $CC -r -nostdlib -o "$scratch/linked.o" -Wl,--force-group-allocation "$input" "$@" ||
         die "the link failed; it needs GNU ld, or LLD 19 or newer"
 
     strip=--strip-debug

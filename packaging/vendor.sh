@@ -9,16 +9,9 @@ cd "$(dirname "$0")/.."
 
 folder=$1
 TARGET=$(cat "$LIBRARIES/target")
-case $TARGET in
-*-apple-*) os=darwin ;;
-*-android*) os=android ;;
-*-windows-*) os=windows ;;
-*) os=linux ;;
-esac
-link=
-for library in $(sed -n "s/^$os *//p" packaging/system-libraries.txt); do link="$link${link:+ }-l$library"; done
+. packaging/platform.sh
 
 mkdir -p "$folder"
 install -m 644 "$LIBRARIES/libmofo.a" "$LIBRARIES/LICENSE-THIRD-PARTY" include/mofo.h include/mofo.hpp \
     LICENSE-MIT LICENSE-APACHE "$folder"
-sed -e "s|@VERSION@|$VERSION|" -e "s|@TARGET@|$TARGET|" -e "s| @LINK@|${link:+ }$link|" packaging/vendor.md >"$folder/README.md"
+sed -e "s|@VERSION@|$VERSION|" -e "s|@TARGET@|$TARGET|" -e "s| @LINK@|${system:+ }$system|" packaging/vendor.md >"$folder/README.md"
