@@ -162,6 +162,7 @@ test: examples
 	$(CARGO) test
 	$(CARGO) test --features forced-paths --test paths
 	build/finetune --smoke
+	$(MAKE) test-packaging
 
 lint: $(if $(CUDA_HEADER),lint-cuda)
 	$(CARGO) fmt --check

@@ -17,7 +17,11 @@ CC=${CC:-cc}
 host=$("${RUSTC:-rustc}" -vV | sed -n 's/^host: //p')
 
 set -- --target "$TARGET"
-[ "${CUDA:-1}" != 0 ] || set -- "$@" --no-default-features
+cargo_folder=$TARGET_DIR/package
+if [ "${CUDA:-1}" = 0 ]; then
+    set -- "$@" --no-default-features
+    cargo_folder=$cargo_folder-cpu
+fi
 
 # Rust makes no shared library that brings its own musl, and iOS wants none.
 kinds=cdylib,staticlib
@@ -33,13 +37,10 @@ cc | *\ *) ;;
 *) [ "$TARGET" = "$host" ] || eval "export $linker=\"\${$linker:-\$CC}\"" ;;
 esac
 
-if [ "$kinds" = staticlib ]; then
-    "$CARGO" rustc --release --lib --crate-type "$kinds" --target-dir "$TARGET_DIR/package" "$@"
-else
-    "$CARGO" rustc --release --lib --crate-type "$kinds" --target-dir "$TARGET_DIR/package" "$@" -- -C link-arg="$name_argument"
-fi
+build() { "$CARGO" rustc --release --lib --crate-type "$kinds" --target-dir "$cargo_folder" "$@"; }
+if [ "$kinds" = staticlib ]; then build "$@"; else build "$@" -- -C link-arg="$name_argument"; fi
 
-built_in=$TARGET_DIR/package/$TARGET/release
+built_in=$cargo_folder/$TARGET/release
 mkdir -p "$folder"
 printf '%s\n' "$TARGET" >"$folder/target"
 rm -f "$folder/$file"

@@ -64,9 +64,14 @@ skip() {
         failed=$((failed + 1))
         printf 'packaging: %s, and MOFO_REQUIRE_PACKAGING is 1 ... FAILED\n' "$1"
     else
-        skipped=$((skipped + 1))
-        printf 'skipped: packaging: %s\n' "$1"
+        leave_out "$1"
     fi
+}
+
+# What is left out whatever is required: it needs more than a package of the system's.
+leave_out() {
+    skipped=$((skipped + 1))
+    printf 'skipped: packaging: %s\n' "$1"
 }
 
 fail() {

@@ -18,10 +18,8 @@ if [ -d "$(rustc --print sysroot)/lib/rustlib/$aarch64/lib" ]; then
     if command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarch64 >/dev/null; then
         try "make install for aarch64, run in an emulator" crossed
     else
-        # Not a tool that the others need, so never required.
-        skipped=$((skipped + 1))
-        echo "skipped: packaging: aarch64 is not run: no aarch64-linux-gnu-gcc or no qemu-aarch64"
+        leave_out "aarch64 is not run: no aarch64-linux-gnu-gcc or no qemu-aarch64"
     fi
 else
-    skip "aarch64: rustup target add $aarch64"
+    leave_out "aarch64: rustup target add $aarch64"
 fi

@@ -47,7 +47,7 @@ refused() {
     for other in 999.0 $major.999; do
         rm -rf "$scratch/refused"
         not package refused "-DMOFO_EXPECTED_VERSION=$other" >"$scratch/refusal" 2>&1
-        grep -q 'compatible with' "$scratch/refusal"
+        grep -q 'considered but not accepted' "$scratch/refusal"
     done
 }
 
