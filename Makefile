@@ -8,6 +8,8 @@
 #   make lint       formatting, clippy, rustdoc and compiler warnings, all of them errors
 #   make fmt        formats the Rust code
 #   make header     writes include/mofo.h from src/ffi
+#   make api-reference  writes docs/api.md from include/mofo.h
+#   make memory-table  writes the tables of docs/memory.md
 #   make kernels    compiles the CUDA kernels into src/cuda/kernels/compiled; needs Python and PyPI, but neither CUDA nor a GPU
 #   make kernels-check  whether the compiled kernels are what the compiler makes of the sources
 #   make bench      times the steps of many tensors; takes some minutes (BENCH_ARGS="--help" shows its options, --full measures more)
@@ -129,6 +131,9 @@ build/finetune-sanitize: $(FINETUNE) $(FINETUNE_HEADERS) $(HEADERS) $(LIBRARY) |
 build/minimal-c: examples/c/minimal.c $(HEADERS) $(LIBRARY) | build
 	$(CC) $(C99) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $< $(LIBRARY) $(LDLIBS) -o $@
 
+build/memory: examples/c/memory.c $(HEADERS) $(LIBRARY) | build
+	$(CC) $(C99) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $< $(LIBRARY) $(LDLIBS) -o $@
+
 build/minimal-cpp: examples/cpp/minimal.cpp $(HEADERS) $(LIBRARY) | build
 	$(CXX) $(CPP17) $(CPPFLAGS) $(CXXFLAGS) $(LDFLAGS) $< $(LIBRARY) $(LDLIBS) -o $@
 
@@ -173,6 +178,7 @@ lint: $(if $(CUDA_HEADER),lint-cuda)
 	for file in $(FINETUNE); do $(CC) $(C11) $(CPPFLAGS) $(WARNINGS) -fsyntax-only $$file || exit 1; done
 	@test -n "$(CUDA_HEADER)" || echo 'skipped: finetune_cuda.c: $(NO_CUDA_HEADER)'
 	$(CC) $(C99) $(CPPFLAGS) $(WARNINGS) -fsyntax-only examples/c/minimal.c
+	$(CC) $(C99) $(CPPFLAGS) $(WARNINGS) -fsyntax-only examples/c/memory.c
 	$(CXX) $(CPP17) $(CPPFLAGS) $(WARNINGS) -fsyntax-only examples/cpp/minimal.cpp
 	$(CC) $(C99) $(CPPFLAGS) $(WARNINGS) -fsyntax-only benches/adamw.c
 	for file in $(BENCH); do $(CXX) $(CPP17) $(CPPFLAGS) $(WARNINGS) -fsyntax-only $$file || exit 1; done
@@ -185,6 +191,13 @@ fmt:
 
 header:
 	MOFO_WRITE_HEADER=1 $(CARGO) test --test header
+
+.PHONY: api-reference memory-table
+api-reference:
+	MOFO_WRITE_API_REFERENCE=1 $(CARGO) test --test api_reference
+
+memory-table:
+	MOFO_WRITE_MEMORY_TABLE=1 $(CARGO) test --test memory_table
 
 kernels:
 	$(PYTHON) src/cuda/kernels/compile.py

@@ -3,11 +3,11 @@
  * SPDX-License-Identifier: MIT OR Apache-2.0
  *
  * Usage: fill a mofo_options with mofo_options_init, create an optimizer, describe each parameter tensor in a
- * mofo_tensor, add it, and call mofo_step after each backward pass. docs/c-api.md is the guide.
+ * mofo_tensor, add it, and call mofo_step after each backward pass. docs/c.md is the guide.
  *
  * Conventions of every call:
  * - Calls that can fail return int32_t: MOFO_OK, a negative MOFO_ERROR_... (nothing has changed, unless it is
- *   MOFO_ERROR_INTERNAL; mofo_last_error says why), or a positive normal outcome such as MOFO_SKIPPED.
+ *   MOFO_ERROR_INTERNAL, or mofo_load says otherwise; mofo_last_error says why), or a positive normal outcome such as MOFO_SKIPPED.
  * - Inputs come first, outputs last. Outputs are written only if the status is at least 0.
  * - Input structs carry their size and are filled by their _init call; output structs are passed with theirs.
  *   So a program keeps working with a newer library.
@@ -97,6 +97,16 @@
  * of the engine's, that broke the context.
  */
 #define MOFO_ERROR_CUDA -9
+
+/**
+ * What was to be loaded is cut short, damaged, of another version, or no checkpoint of these tensors.
+ */
+#define MOFO_ERROR_CHECKPOINT -10
+
+/**
+ * The system cannot read or write a file; the message has its reason.
+ */
+#define MOFO_ERROR_IO -11
 
 /**
  * A defect in the library. The optimizer refuses every further call, and a step may have been left half
@@ -821,6 +831,84 @@ int32_t mofo_memory(struct mofo_optimizer *optimizer, struct mofo_memory_info *i
  * `optimizer` is NULL or alive.
  */
 int32_t mofo_cpu_tier(struct mofo_optimizer *optimizer);
+
+/**
+ * Writes the optimizer's state to a file: moments, master copies, step counts and the seed, as safetensors
+ * (docs/checkpoints.md describes the format). Parameters are yours to save. `path` is UTF-8 on Windows, elsewhere as the
+ * system has it.
+ *
+ * A file that is already there is replaced as a whole: a new one is written beside it, named `.mofo-....tmp`, brought to the
+ * disk and renamed. If anything fails, or the process dies, the old one stays. What is there and not a regular
+ * file is not replaced. No second copy of the state is made. On CUDA this waits for the steps that were taken, but not for those
+ * replayed from a graph: wait for these first.
+ *
+ * Errors: `MOFO_ERROR_INVALID_ARGUMENT` for a NULL or an empty path, `MOFO_ERROR_IO` if the system cannot write the
+ * file, `MOFO_ERROR_INVALID_STATE` after a load that broke off half-way.
+ *
+ * Requires:
+ * `optimizer` is NULL or alive, `path` is NULL or ends in a NUL.
+ */
+int32_t mofo_save(struct mofo_optimizer *optimizer,
+                  const char *path);
+
+/**
+ * Takes the state from a file that `mofo_save` wrote, into an optimizer to which the same tensors were added. With the same
+ * parameters, options and gradients, training then goes on with the same bits as if it had never stopped, also on another
+ * device.
+ *
+ * Tensors are matched by name, in any order; the file must have all of the optimizer's, with as many entries and moments
+ * of the same type, and no others. The seed is taken from the file; hyper-parameters, overrides and numbers of blocks
+ * stay as they were set here. Where a tensor has a master copy and the file has none for it, the master starts from the
+ * parameter at the next step. Thresholds are those of the next step, once it was taken. On CUDA this waits as `mofo_save` does.
+ *
+ * Errors: `MOFO_ERROR_INVALID_ARGUMENT` for a NULL or an empty path, `MOFO_ERROR_IO` if the system cannot read the file,
+ * `MOFO_ERROR_CHECKPOINT` if it is damaged or no checkpoint of these tensors. The whole file is checked before anything is
+ * changed, and then read once more. Only if that fails (the disk, or somebody changed the file meanwhile) moments are
+ * lost: the optimizer then refuses to step and to save, with `MOFO_ERROR_INVALID_STATE`, until a load succeeds.
+ *
+ * Requires:
+ * `optimizer` is NULL or alive, `path` is NULL or ends in a NUL.
+ */
+int32_t mofo_load(struct mofo_optimizer *optimizer,
+                  const char *path);
+
+/**
+ * Writes to `*bytes` how many bytes `mofo_save_to_memory` would write now. It changes with steps and tensors.
+ *
+ * Errors: `MOFO_ERROR_INVALID_ARGUMENT`, `MOFO_ERROR_INVALID_STATE`.
+ *
+ * Requires:
+ * `optimizer` is NULL or alive, `bytes` is NULL or writable.
+ */
+int32_t mofo_save_size(struct mofo_optimizer *optimizer, uint64_t *bytes);
+
+/**
+ * Writes what `mofo_save` writes to `buffer`, which has `size` bytes and overlaps none of the optimizer's buffers, and to
+ * `*written` how many bytes that were. On CUDA too the buffer is host memory.
+ *
+ * Errors: `MOFO_ERROR_INVALID_ARGUMENT` also if `size` is below what `mofo_save_size` says: then nothing is written;
+ * `MOFO_ERROR_INVALID_STATE` as for `mofo_save`.
+ *
+ * Requires:
+ * `optimizer` is NULL or alive, `buffer` is NULL or has `size` writable bytes, `written` is NULL or writable.
+ */
+int32_t mofo_save_to_memory(struct mofo_optimizer *optimizer,
+                            void *buffer,
+                            uint64_t size,
+                            uint64_t *written);
+
+/**
+ * As `mofo_load`, from the `size` bytes at `buffer`, which are all of what `mofo_save_to_memory` wrote or `mofo_save` put into a
+ * file, and overlap none of the optimizer's buffers.
+ *
+ * Errors: `MOFO_ERROR_INVALID_ARGUMENT`, `MOFO_ERROR_CHECKPOINT` as for `mofo_load`.
+ *
+ * Requires:
+ * `optimizer` is NULL or alive, `buffer` is NULL or has `size` readable bytes.
+ */
+int32_t mofo_load_from_memory(struct mofo_optimizer *optimizer,
+                              const void *buffer,
+                              uint64_t size);
 
 #ifdef __cplusplus
 }  // extern "C"

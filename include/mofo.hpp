@@ -29,6 +29,8 @@
 #if defined(__cpp_exceptions)
 #include <exception>
 #include <stdexcept>
+#include <string>
+#include <vector>
 #endif
 
 #if __cplusplus > 202002L && defined(__has_include)
@@ -57,6 +59,8 @@ enum class [[nodiscard]] Status : std::int32_t {
     not_finite = MOFO_ERROR_NOT_FINITE,
     parallel_for = MOFO_ERROR_PARALLEL_FOR,
     cuda = MOFO_ERROR_CUDA,
+    checkpoint = MOFO_ERROR_CHECKPOINT,
+    io = MOFO_ERROR_IO,
     internal = MOFO_ERROR_INTERNAL
 };
 
@@ -375,6 +379,15 @@ class Optimizer {
         tier = CpuTier{value};
         return Status::ok;
     }
+    Status try_save(const char *path) noexcept { return Status{mofo_save(handle_, path)}; }
+    Status try_load(const char *path) noexcept { return Status{mofo_load(handle_, path)}; }
+    Status try_save_size(std::uint64_t &bytes) noexcept { return Status{mofo_save_size(handle_, &bytes)}; }
+    Status try_save_to_memory(void *buffer, std::uint64_t size, std::uint64_t &written) noexcept {
+        return Status{mofo_save_to_memory(handle_, buffer, size, &written)};
+    }
+    Status try_load_from_memory(const void *buffer, std::uint64_t size) noexcept {
+        return Status{mofo_load_from_memory(handle_, buffer, size)};
+    }
 
 #if defined(__cpp_exceptions)
     explicit Optimizer(const mofo_options &options) { check(try_create(options, *this)); }
@@ -429,6 +442,16 @@ class Optimizer {
         check(try_cpu_tier(tier));
         return tier;
     }
+    void save(const std::string &path) { check(try_save(path.c_str())); }
+    void load(const std::string &path) { check(try_load(path.c_str())); }
+    std::vector<unsigned char> save_to_memory() {
+        std::uint64_t bytes = 0;
+        check(try_save_size(bytes));
+        std::vector<unsigned char> buffer(static_cast<std::size_t>(bytes));
+        check(try_save_to_memory(buffer.data(), buffer.size(), bytes));
+        return buffer;
+    }
+    void load_from_memory(const void *buffer, std::size_t size) { check(try_load_from_memory(buffer, size)); }
 #endif
 
   private:

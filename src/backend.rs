@@ -200,6 +200,42 @@ impl Backend {
         }
     }
 
+    /// Copies state from where the device has it.
+    ///
+    /// # Safety
+    ///
+    /// `from` is in the device's memory, with as many bytes as `to`, which hold values and which no step is writing.
+    pub(crate) unsafe fn read_state(&self, from: *const u8, to: &mut [u8]) -> Result<()> {
+        match self {
+            // SAFETY: the caller's promise; what is borrowed mutably is not the state.
+            Self::Cpu(_) => unsafe {
+                std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), to.len());
+                Ok(())
+            },
+            #[cfg(feature = "cuda")]
+            // SAFETY: the caller's promise.
+            Self::Cuda(cuda) => unsafe { cuda.read_state(from, to) },
+        }
+    }
+
+    /// Copies state to where the device has it.
+    ///
+    /// # Safety
+    ///
+    /// `to` is in the device's memory, with as many bytes as `from`, and no step is using them.
+    pub(crate) unsafe fn write_state(&self, to: *mut u8, from: &[u8]) -> Result<()> {
+        match self {
+            // SAFETY: the caller's promise; what is borrowed is not the state.
+            Self::Cpu(_) => unsafe {
+                std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len());
+                Ok(())
+            },
+            #[cfg(feature = "cuda")]
+            // SAFETY: the caller's promise.
+            Self::Cuda(cuda) => unsafe { cuda.write_state(to, from) },
+        }
+    }
+
     /// Bytes of work space at present.
     pub(crate) fn scratch_bytes(&self) -> u64 {
         match self {

@@ -2,6 +2,8 @@
 
 use std::ffi::c_void;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Result, fail};
 
 /// Where an optimizer's buffers are, and where it works.
@@ -17,7 +19,7 @@ pub enum Device {
 }
 
 /// The element type of a parameter or gradient buffer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub enum Dtype {
     /// IEEE binary32.
     F32,
@@ -39,7 +41,7 @@ impl Dtype {
 }
 
 /// The element type of the stored moments.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum StateDtype {
     /// 8 bytes of state per entry.
     F32,
@@ -59,7 +61,8 @@ impl StateDtype {
 }
 
 /// Whose largest magnitudes decide which entries of a block move.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Filter {
     /// The first moment after this step: MoFO.
     Momentum,
@@ -72,7 +75,8 @@ pub enum Filter {
 }
 
 /// Which entries are decayed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum WeightDecayScope {
     /// Only the entries that move; the others keep their bits.
     Selected,
@@ -81,7 +85,8 @@ pub enum WeightDecayScope {
 }
 
 /// How a parameter of 16 bits without a master copy is rounded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Rounding {
     /// To nearest, ties to even. Updates of less than half a unit in the last place are lost.
     Nearest,

@@ -24,6 +24,10 @@ pub enum ErrorKind {
     ParallelFor,
     /// A call of the CUDA driver failed.
     Cuda,
+    /// A file is damaged, or not a checkpoint of these tensors.
+    Checkpoint,
+    /// The system cannot read or write a file.
+    Io,
     /// A defect in the library.
     Internal,
 }

@@ -22,6 +22,7 @@ compile_error!("mofo supports 64-bit little-endian targets");
 
 mod backend;
 mod buffer;
+mod checkpoint;
 mod config;
 mod cpu;
 #[cfg(feature = "cuda")]

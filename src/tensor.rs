@@ -73,6 +73,15 @@ pub(crate) struct Tensor {
 // `_memory`.
 unsafe impl Send for Tensor {}
 
+/// How far a tensor has come.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Progress {
+    /// Steps that its moments have seen.
+    pub step_count: u64,
+    /// Its master copy has its values; else it starts from the parameter.
+    pub master_started: bool,
+}
+
 /// What the library allocated for a tensor.
 #[derive(Debug)]
 enum TensorMemory {
@@ -326,6 +335,16 @@ impl Tensor {
             extent("exp_avg", self.exp_avg, state, true),
             extent("exp_avg_sq", self.exp_avg_sq, state, true),
             extent("master", self.master.cast(), 4, true),
+        ]
+    }
+
+    /// First moment, second moment and master copy: where each begins, and its bytes; 0 bytes for none.
+    pub(crate) fn state(&self) -> [(*mut u8, usize); PARTS] {
+        let [m, v, master] = self.state_bytes;
+        [
+            (self.exp_avg, m),
+            (self.exp_avg_sq, v),
+            (self.master.cast(), master),
         ]
     }
 

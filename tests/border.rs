@@ -58,7 +58,13 @@ programs! {
     fork: "c/fork.c" with shared_library static_library;
     dlopen: "c/dlopen.c" with loaded_library;
     out_of_memory: "c/out_of_memory.c" with static_library;
+    checkpoint_resume: "c/checkpoint_resume.c" with shared_library static_library;
+    checkpoint_calls: "c/checkpoint_calls.c" with shared_library static_library;
+    checkpoint_file: "c/checkpoint_file.c" with shared_library static_library;
+    checkpoint_damage: "c/checkpoint_damage.c" with shared_library static_library;
+    checkpoint_faults: "c/checkpoint_faults.c" with static_library;
     cpp_optimizer: "cpp/optimizer.cpp" with shared_library static_library;
+    cpp_checkpoint: "cpp/checkpoint.cpp" with shared_library static_library;
     cpp_no_exceptions: "cpp/no_exceptions.cpp" with shared_library static_library;
     cpp_parallel_for: "cpp/parallel_for.cpp" with shared_library static_library;
     cuda_step: "c/cuda_step.c" with emulated_cuda emulated_cuda_in_reverse real_cuda;
@@ -67,6 +73,7 @@ programs! {
     cuda_streams: "c/cuda_streams.c" with emulated_cuda emulated_cuda_in_reverse real_cuda;
     cuda_bad_input: "c/cuda_bad_input.c" with emulated_cuda emulated_cuda_in_reverse real_cuda;
     cuda_memory: "c/cuda_memory.c" with emulated_cuda real_cuda;
+    cuda_checkpoint: "c/cuda_checkpoint.c" with emulated_cuda emulated_cuda_in_reverse real_cuda;
     cuda_absent: "c/cuda_absent.c" with no_cuda_driver no_cuda_device;
     cpp_cuda_optimizer: "cpp/cuda_optimizer.cpp" with emulated_cuda emulated_cuda_in_reverse real_cuda;
 }
@@ -94,8 +101,9 @@ fn shared_library(name: &str, file: &str) {
 }
 
 fn static_library(name: &str, file: &str) {
-    if file == "c/out_of_memory.c" && !cfg!(target_os = "linux") {
-        say_skipped("out_of_memory: only GNU-like linkers can wrap functions");
+    let flags = extra_flags(file);
+    if flags.iter().any(|flag| flag.contains("--wrap=")) && !cfg!(target_os = "linux") {
+        say_skipped(&format!("{name}: only GNU-like linkers can wrap functions"));
         return;
     }
     let library = toolchain::static_library();
@@ -241,6 +249,11 @@ fn extra_flags(file: &str) -> Vec<String> {
             "posix_memalign",
             "aligned_alloc",
             "free",
+        ]
+        .map(|function| format!("-Wl,--wrap={function}"))
+        .to_vec(),
+        "c/checkpoint_faults.c" => [
+            "open64", "read", "write", "lseek64", "fsync", "fchmod", "rename",
         ]
         .map(|function| format!("-Wl,--wrap={function}"))
         .to_vec(),

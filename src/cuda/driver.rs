@@ -168,19 +168,28 @@ impl Context {
         // The first byte and the last: pools may have put a buffer together from several pieces.
         for offset in [0, bytes.saturating_sub(1)] {
             let address = (start as u64).wrapping_add(offset);
-            let ask = |attribute, value: &mut c_uint| {
-                // SAFETY: these attributes are of 4 bytes at most.
-                unsafe { ask_about(address, attribute, (&raw mut *value).cast()) }
-            };
-            let (mut memory_type, mut device, mut managed) = (0, 0, 0);
-            let is_known = ask(MEMORY_TYPE, &mut memory_type)?
-                && ask(DEVICE, &mut device)?
-                && ask(MANAGED, &mut managed)?;
-            if !is_known {
+            let mut attributes = [MEMORY_TYPE, DEVICE, MANAGED];
+            let mut values: [c_uint; 3] = [0; 3];
+            let mut pointers = values
+                .each_mut()
+                .map(|value| (&raw mut *value).cast::<c_void>());
+            // SAFETY: these attributes are of 4 bytes at most; any address may be asked about.
+            unsafe {
+                let count = attributes.len() as c_uint;
+                call!(cuPointerGetAttributes(
+                    count,
+                    attributes.as_mut_ptr(),
+                    pointers.as_mut_ptr(),
+                    address
+                ))?;
+            }
+            let [memory_type, device, managed] = values;
+            // This call says of an address that CUDA does not know that all of it is 0.
+            if memory_type == 0 && managed & 0xFF == 0 {
                 fail!(
                     InvalidBuffer,
                     "{what} is {start:p}, {bytes} bytes; it must be in the memory of CUDA device {}, but CUDA knows \
-                     nothing of the byte at offset {offset} (CUDA_ERROR_INVALID_VALUE)",
+                     nothing of the byte at offset {offset}",
                     self.device
                 );
             }
@@ -253,6 +262,32 @@ impl Context {
                 InvalidState,
                 "the capture of stream {stream:p} was invalidated by an earlier call"
             ),
+        }
+    }
+
+    /// Copies from the device, and waits.
+    ///
+    /// # Safety
+    ///
+    /// So many bytes from `from` on are in this device's memory, and nothing writes them.
+    pub(super) unsafe fn read(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        let _current = self.enter()?;
+        // SAFETY: the caller's promise.
+        unsafe { call!(cuMemcpyDtoH_v2(to.as_mut_ptr().cast(), from, to.len())) }
+    }
+
+    /// Copies to the device, and waits.
+    ///
+    /// # Safety
+    ///
+    /// So many bytes from `to` on are in this device's memory, and nothing uses them.
+    pub(super) unsafe fn write(&self, to: u64, from: &[u8]) -> Result<()> {
+        let _current = self.enter()?;
+        // SAFETY: the caller's promise.
+        unsafe {
+            call!(cuMemcpyHtoD_v2(to, from.as_ptr().cast(), from.len()))?;
+            // The copy may still be on its way when the call returns.
+            call!(cuStreamSynchronize(std::ptr::null_mut()))
         }
     }
 
@@ -396,6 +431,8 @@ impl Drop for Memory {
 /// As just said.
 pub(super) unsafe trait Plain: Copy {}
 
+// SAFETY: numbers.
+unsafe impl Plain for u32 {}
 // SAFETY: numbers.
 unsafe impl Plain for u64 {}
 // SAFETY: numbers.

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use crate::config::{Dtype, Filter, Options, Rounding, StateDtype, WeightDecayScope};
 use crate::error::{Error, ErrorKind, Result, fail};
 use crate::forced::{self, ForcedBracket};
+use crate::tensor::Progress;
 use driver::{Context, Event, Function, Module};
 use tables::Tables;
 
@@ -143,14 +144,30 @@ impl Cuda {
         self.tables.bind(index, param as u64, grad as u64);
     }
 
-    pub(crate) fn step_count(&self, index: usize) -> Result<u64> {
+    pub(crate) fn progress(&self, index: usize) -> Result<Progress> {
         self.wait()?;
-        self.tables.step_count(index)
+        self.tables.progress(index)
     }
 
-    pub(crate) fn set_step_count(&mut self, index: usize, count: u64) -> Result<()> {
+    pub(crate) fn set_progress(&mut self, index: usize, progress: Progress) -> Result<()> {
         self.wait()?;
-        self.tables.set_step_count(index, count)
+        self.tables.set_progress(index, progress)
+    }
+
+    /// # Safety
+    ///
+    /// As for `Backend::read_state`.
+    pub(crate) unsafe fn read_state(&self, from: *const u8, to: &mut [u8]) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.context.read(from as u64, to) }
+    }
+
+    /// # Safety
+    ///
+    /// As for `Backend::write_state`.
+    pub(crate) unsafe fn write_state(&self, to: *mut u8, from: &[u8]) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.context.write(to as u64, from) }
     }
 
     pub(crate) fn scratch_bytes(&self) -> u64 {

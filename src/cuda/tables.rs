@@ -9,6 +9,7 @@ use super::layout::{self, BLOCK_BYTES, Block, CONTROL_BYTES, CONTROL_GRAD_NORM, 
 use crate::error::Result;
 use crate::forced;
 use crate::memory::{try_reserve, try_with_capacity};
+use crate::tensor::Progress;
 
 /// Blocks up to this size are stepped by one block of threads, threshold and all.
 const WHOLE_BLOCK: u64 = 1 << 15;
@@ -375,16 +376,22 @@ impl Tables {
         step.num_blocks = self.num_blocks;
     }
 
-    /// A tensor's count of steps, as the device has it. The device is idle.
-    pub(super) fn step_count(&self, index: usize) -> Result<u64> {
-        let offset = index * size_of::<Record>() + std::mem::offset_of!(Record, step_count);
-        self.tensors.read(offset)
+    /// How far a tensor has come, as the device has it. The device is idle.
+    pub(super) fn progress(&self, index: usize) -> Result<Progress> {
+        let record = index * size_of::<Record>();
+        let step_count = record + std::mem::offset_of!(Record, step_count);
+        let master_started = record + std::mem::offset_of!(Record, master_started);
+        Ok(Progress {
+            step_count: self.tensors.read(step_count)?,
+            master_started: self.tensors.read::<u32>(master_started)? != 0,
+        })
     }
 
-    /// Sets a tensor's count of steps; with 0 its master copy starts anew. The device is idle.
-    pub(super) fn set_step_count(&mut self, index: usize, count: u64) -> Result<()> {
+    /// Sets how far a tensor has come. The device is idle.
+    pub(super) fn set_progress(&mut self, index: usize, progress: Progress) -> Result<()> {
         let record = &mut self.records[index];
-        (record.step_count, record.master_started) = (count, u32::from(count > 0));
+        record.step_count = progress.step_count;
+        record.master_started = u32::from(progress.master_started);
         self.tensors.write(index * size_of::<Record>(), &[*record])
     }
 

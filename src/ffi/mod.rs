@@ -16,8 +16,11 @@ mod step;
 
 mod optimizer;
 
+mod checkpoint;
+
 mod structs;
 
+pub use checkpoint::*;
 pub use library::*;
 pub use optimizer::*;
 pub use options::*;

@@ -33,6 +33,10 @@ pub const MOFO_ERROR_PARALLEL_FOR: i32 = -8;
 /// A call of the CUDA driver failed; the message has CUDA's own name and text of it. It may be of an earlier kernel,
 /// of the engine's, that broke the context.
 pub const MOFO_ERROR_CUDA: i32 = -9;
+/// What was to be loaded is cut short, damaged, of another version, or no checkpoint of these tensors.
+pub const MOFO_ERROR_CHECKPOINT: i32 = -10;
+/// The system cannot read or write a file; the message has its reason.
+pub const MOFO_ERROR_IO: i32 = -11;
 /// A defect in the library. The optimizer refuses every further call, and a step may have been left half
 /// done; destroy it.
 pub const MOFO_ERROR_INTERNAL: i32 = -100;
@@ -82,6 +86,12 @@ const STATUSES: &[(i32, &CStr, Option<ErrorKind>)] = &[
         Some(ErrorKind::ParallelFor),
     ),
     (MOFO_ERROR_CUDA, c"MOFO_ERROR_CUDA", Some(ErrorKind::Cuda)),
+    (
+        MOFO_ERROR_CHECKPOINT,
+        c"MOFO_ERROR_CHECKPOINT",
+        Some(ErrorKind::Checkpoint),
+    ),
+    (MOFO_ERROR_IO, c"MOFO_ERROR_IO", Some(ErrorKind::Io)),
     (
         MOFO_ERROR_INTERNAL,
         c"MOFO_ERROR_INTERNAL",

@@ -84,7 +84,7 @@ static void host_pointers(void) {
         void *pointer = kind ? page_locked : host;
         for (n = 0; n < 5; n++) {
             mofo_tensor tensor = new_tensor();
-            const struct says says = kind ? SAYS(names[n], "of the host") : SAYS(names[n], "CUDA_ERROR_INVALID_VALUE");
+            const struct says says = kind ? SAYS(names[n], "of the host") : SAYS(names[n], "CUDA knows nothing");
             tensor.param_dtype = MOFO_DTYPE_BF16;
             switch (n) {
             case 0:
@@ -174,15 +174,15 @@ static void bounds(void) {
     CASE("a buffer that ends beyond its allocation");
     tensor.numel = (uint64_t)1 << 42;
     tensor.param = memory;
-    refused_tensor(&tensor, MOFO_ERROR_INVALID_BUFFER, SAYS("param", "CUDA_ERROR_INVALID_VALUE"));
+    refused_tensor(&tensor, MOFO_ERROR_INVALID_BUFFER, SAYS("param", "CUDA knows nothing"));
     tensor.numel = NUMEL;
     if (cuda_is_emulated()) {
         /* Elsewhere the next byte may be of another allocation. */
         tensor.param = NULL;
         tensor.grad = memory + sizeof(float);
-        refused_tensor(&tensor, MOFO_ERROR_INVALID_BUFFER, SAYS("grad", "CUDA_ERROR_INVALID_VALUE", "offset 799"));
+        refused_tensor(&tensor, MOFO_ERROR_INVALID_BUFFER, SAYS("grad", "CUDA knows nothing", "offset 799"));
         check_refused(mofo_bind_tensor(scene->device, twin->index, memory, NULL), MOFO_ERROR_INVALID_BUFFER,
-                      SAYS("param", "CUDA_ERROR_INVALID_VALUE"));
+                      SAYS("param", "CUDA knows nothing"));
     }
     tensor = new_tensor();
     CASE("misaligned buffers");

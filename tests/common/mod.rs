@@ -4,6 +4,7 @@
 mod device;
 
 use std::ffi::c_void;
+use std::io::Cursor;
 use std::rc::Rc;
 
 use half::{bf16, f16};
@@ -311,6 +312,9 @@ pub struct Case<'a> {
     pub subsets: Vec<Vec<usize>>,
     pub before_step: Hook,
     pub after_step: Hook,
+    /// If there are any, every step but the first is taken by a new optimizer, in these places in turn, which has
+    /// loaded what the one before it saved.
+    pub resume_in: Vec<Place>,
 }
 
 impl Case<'_> {
@@ -331,7 +335,33 @@ impl Case<'_> {
             .iter()
             .map(|tensor| Reference::new(tensor, &self.options))
             .collect();
-        let mut optimizer = Optimizer::new(self.options.clone()).unwrap();
+        let (mut optimizer, mut on_device) = self.create(self.options.seed);
+        if self.subsets.is_empty() {
+            self.subsets.push((0..self.tensors.len()).collect());
+        }
+        let mut reports = Vec::new();
+        for step in 0..self.steps {
+            if step > 0 && !self.resume_in.is_empty() {
+                (optimizer, on_device) = self.resume(optimizer, step);
+            }
+            for subset in self.subsets.clone() {
+                let device = on_device.as_mut();
+                reports.push(self.one_call(&mut optimizer, device, &mut expected, step, &subset));
+            }
+            for (index, (tensor, expected)) in self.tensors.iter().zip(&expected).enumerate() {
+                self.compare(&optimizer, index, tensor, expected, step);
+            }
+        }
+        reports
+    }
+
+    /// An optimizer with the tensors of the case.
+    fn create(&mut self, seed: u64) -> (Optimizer, Option<OnDevice>) {
+        let options = Options {
+            seed,
+            ..self.options.clone()
+        };
+        let mut optimizer = Optimizer::new(options).unwrap();
         for tensor in &self.tensors {
             let spec = TensorSpec {
                 num_blocks: tensor.num_blocks as u64,
@@ -344,22 +374,26 @@ impl Case<'_> {
             };
             optimizer.add_tensor(&spec).unwrap();
         }
-        let mut on_device =
+        let on_device =
             (self.options.device != Device::Cpu).then(|| OnDevice::new(&mut self.tensors));
-        if self.subsets.is_empty() {
-            self.subsets.push((0..self.tensors.len()).collect());
-        }
-        let mut reports = Vec::new();
-        for step in 0..self.steps {
-            for subset in self.subsets.clone() {
-                let device = on_device.as_mut();
-                reports.push(self.one_call(&mut optimizer, device, &mut expected, step, &subset));
-            }
-            for (index, (tensor, expected)) in self.tensors.iter().zip(&expected).enumerate() {
-                self.compare(&optimizer, index, tensor, expected, step);
-            }
-        }
-        reports
+        (optimizer, on_device)
+    }
+
+    /// Another optimizer, elsewhere, with what this one knows.
+    fn resume(&mut self, optimizer: Optimizer, step: usize) -> (Optimizer, Option<OnDevice>) {
+        let mut checkpoint = Cursor::new(Vec::new());
+        let bytes = optimizer.save_size().unwrap();
+        assert_eq!(optimizer.save_to(&mut checkpoint).unwrap(), bytes);
+        assert_eq!(checkpoint.get_ref().len() as u64, bytes);
+        drop(optimizer);
+        self.options.device = Device::Cpu;
+        self.options.cpu_tier = None;
+        self.resume_in[step % self.resume_in.len()].enter_into(&mut self.options);
+        // The seed is of what is loaded.
+        let (mut optimizer, on_device) = self.create(!self.options.seed);
+        checkpoint.set_position(0);
+        optimizer.load_from(&mut checkpoint).unwrap();
+        (optimizer, on_device)
     }
 
     fn one_call(

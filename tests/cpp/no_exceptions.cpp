@@ -65,5 +65,24 @@ int main() {
     CHECK(optimizer.try_step() == mofo::Status::ok);
     // Both tie, so both move: 1 - 0.25.
     CHECK(weights[0] == 0x3F40 && weights[1] == 0x3F40);
+
+    // What is saved can be loaded.
+    static unsigned char buffer[8192];
+    std::uint64_t bytes = 0;
+    std::uint64_t written = 0;
+    CHECK(optimizer.try_save_size(bytes) == mofo::Status::ok);
+    CHECK_AT_MOST(bytes, sizeof buffer);
+    CHECK(optimizer.try_save_to_memory(buffer, 8, written) == mofo::Status::invalid_argument);
+    CHECK(optimizer.try_save_to_memory(buffer, sizeof buffer, written) == mofo::Status::ok);
+    CHECK_U64(written, bytes);
+    CHECK(optimizer.try_step() == mofo::Status::ok);
+    CHECK(optimizer.try_load_from_memory(buffer, written - 1) == mofo::Status::checkpoint);
+    CHECK(optimizer.try_tensor_state(index, info) == mofo::Status::ok);
+    CHECK_U64(info.step_count, 2);
+    CHECK(optimizer.try_load_from_memory(buffer, written) == mofo::Status::ok);
+    CHECK(optimizer.try_tensor_state(index, info) == mofo::Status::ok);
+    CHECK_U64(info.step_count, 1);
+    CHECK(optimizer.try_save("/") == mofo::Status::io);
+    CHECK(optimizer.try_load("/") == mofo::Status::io);
     return check_finish();
 }

@@ -69,6 +69,11 @@ pub fn static_library() -> PathBuf {
     built("libmofo.a")
 }
 
+/// The Rust library of this very build; what it depends on lies beside it.
+pub fn rust_library() -> PathBuf {
+    built("libmofo.rlib")
+}
+
 /// `cargo test` writes all kinds of the library beside the test programs, and nowhere else: what lies one
 /// directory up is of the last `cargo build`.
 fn built(name: &str) -> PathBuf {

@@ -1,0 +1,257 @@
+//! What stands before the arrays of a checkpoint: the header of a safetensors file, and the description in it.
+
+use std::collections::HashMap;
+
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::array::{Array, Part};
+use crate::config::{self, Options, StateDtype};
+use crate::error::{Error, ErrorKind, Result, fail};
+
+/// The version that this library writes, and the only one that it reads.
+const FORMAT_VERSION: u64 = 1;
+/// Before the header a safetensors file says in so many bytes how long it is.
+pub(super) const LENGTH_BYTES: u64 = 8;
+/// Keys of the metadata: the description, and its checksum in eight hexadecimal digits.
+const DESCRIPTION: &str = "mofo";
+const DESCRIPTION_CRC32: &str = "mofo_crc32";
+
+/// What a checkpoint says of itself and of its tensors. Fields that loading does not look at are for people and tools.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Description {
+    format_version: u64,
+    #[serde(skip_deserializing)]
+    library_version: &'static str,
+    pub seed: u64,
+    pub state_dtype: StateDtype,
+    #[serde(skip_deserializing)]
+    options: Option<Settings>,
+    pub tensors: Vec<Entry>,
+}
+
+#[derive(Debug, Serialize)]
+struct Settings {
+    learning_rate: f64,
+    beta1: f64,
+    beta2: f64,
+    epsilon: f64,
+    weight_decay: f64,
+    weight_decay_scope: config::WeightDecayScope,
+    update_fraction: f64,
+    filter: config::Filter,
+    master_weights: bool,
+    rounding: config::Rounding,
+    max_grad_norm: f64,
+    skip_nonfinite: bool,
+}
+
+/// One tensor.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Entry {
+    pub name: String,
+    pub numel: u64,
+    pub step_count: u64,
+    /// Its master copy is among the arrays.
+    pub master: bool,
+    /// Of the bytes of first moment, second moment and master copy, one after the other; 0 if there are none.
+    pub crc32: u32,
+    #[serde(skip_deserializing)]
+    pub num_blocks: u64,
+    #[serde(skip_deserializing)]
+    pub param_dtype: Option<config::Dtype>,
+    #[serde(skip_deserializing)]
+    pub update_fraction: Option<f64>,
+    #[serde(skip_deserializing)]
+    pub weight_decay: Option<f64>,
+    #[serde(skip_deserializing)]
+    pub learning_rate_scale: f64,
+}
+
+impl Description {
+    pub(super) fn new(options: &Options, tensors: Vec<Entry>) -> Self {
+        Self {
+            format_version: FORMAT_VERSION,
+            library_version: env!("CARGO_PKG_VERSION"),
+            seed: options.seed,
+            state_dtype: options.state_dtype,
+            options: Some(Settings {
+                learning_rate: options.learning_rate,
+                beta1: options.beta1,
+                beta2: options.beta2,
+                epsilon: options.epsilon,
+                weight_decay: options.weight_decay,
+                weight_decay_scope: options.weight_decay_scope,
+                update_fraction: options.update_fraction,
+                filter: options.filter,
+                master_weights: options.master_weights,
+                rounding: options.rounding,
+                max_grad_norm: options.max_grad_norm,
+                skip_nonfinite: options.skip_nonfinite,
+            }),
+            tensors,
+        }
+    }
+
+    /// The header of a file with these arrays, in which its length comes first. It is filled up with spaces to
+    /// `bytes`, or to a multiple of the length's size.
+    pub(super) fn to_header(
+        &self,
+        arrays: &[(usize, Array)],
+        bytes: Option<usize>,
+    ) -> Result<Vec<u8>> {
+        let description = serde_json::to_string(self).map_err(internal)?;
+        let mut metadata = Map::new();
+        let crc32 = format!("{:08x}", crc32fast::hash(description.as_bytes()));
+        metadata.insert(DESCRIPTION_CRC32.into(), crc32.into());
+        metadata.insert(DESCRIPTION.into(), description.into());
+
+        let mut header = Map::new();
+        header.insert("__metadata__".into(), Value::Object(metadata));
+        let mut offset = 0;
+        for (entry, array) in arrays {
+            let entry = &self.tensors[*entry];
+            let info = TensorInfo {
+                dtype: dtype_of(array.part, self.state_dtype),
+                shape: vec![entry.numel as usize],
+                data_offsets: (offset, offset + array.bytes),
+            };
+            offset += array.bytes;
+            let info = serde_json::to_value(info).map_err(internal)?;
+            header.insert(array.part.key(&entry.name), info);
+        }
+
+        let json = serde_json::to_vec(&header).map_err(internal)?;
+        let mut all = Vec::with_capacity(json.len() + 2 * LENGTH_BYTES as usize);
+        all.extend_from_slice(&[0; LENGTH_BYTES as usize]);
+        all.extend_from_slice(&json);
+        let bytes = bytes.unwrap_or(all.len().next_multiple_of(LENGTH_BYTES as usize));
+        if all.len() > bytes {
+            fail!(Internal, "the checkpoint's header has outgrown its place");
+        }
+        all.resize(bytes, b' ');
+        let length = bytes as u64 - LENGTH_BYTES;
+        all[..LENGTH_BYTES as usize].copy_from_slice(&length.to_le_bytes());
+        Ok(all)
+    }
+}
+
+/// A header that was read: what the file holds, and where.
+#[derive(Debug)]
+pub(super) struct Header {
+    metadata: Metadata,
+    description: Description,
+}
+
+impl Header {
+    /// Reads the header, without its length, of a file with `data_bytes` bytes of data.
+    pub(super) fn parse(json: &[u8], data_bytes: u64) -> Result<Self> {
+        let metadata: Metadata = serde_json::from_slice(json)
+            .map_err(|error| bad(format_args!("the safetensors header is damaged: {error}")))?;
+        if metadata.data_len() as u64 != data_bytes {
+            fail!(
+                Checkpoint,
+                "the header describes {} bytes of data, but there are {data_bytes}: cut short, or damaged",
+                metadata.data_len()
+            );
+        }
+        let strings = metadata.metadata().as_ref();
+        let string = |key| strings.and_then(|strings| strings.get(key));
+        let Some(description) = string(DESCRIPTION) else {
+            fail!(
+                Checkpoint,
+                "a safetensors file, but not a checkpoint of mofo: its metadata has no \"{DESCRIPTION}\""
+            );
+        };
+        let found = format!("{:08x}", crc32fast::hash(description.as_bytes()));
+        if string(DESCRIPTION_CRC32) != Some(&found) {
+            fail!(
+                Checkpoint,
+                "the description is damaged: its CRC-32 is {found}, and should be what \"{DESCRIPTION_CRC32}\" says"
+            );
+        }
+        let description = Description::parse(description)?;
+        Ok(Self {
+            metadata,
+            description,
+        })
+    }
+
+    pub(super) fn description(&self) -> &Description {
+        &self.description
+    }
+
+    /// The entries by name.
+    pub(super) fn entries(&self) -> Result<HashMap<&str, &Entry>> {
+        let mut entries = HashMap::new();
+        for entry in &self.description.tensors {
+            if entries.insert(&*entry.name, entry).is_some() {
+                fail!(Checkpoint, "tensor \"{}\" is there twice", entry.name);
+            }
+        }
+        Ok(entries)
+    }
+
+    /// How many arrays there are.
+    pub(super) fn num_arrays(&self) -> usize {
+        self.metadata.offset_keys().len()
+    }
+
+    /// Where an array of a tensor begins, from the start of the data.
+    pub(super) fn offset_of(&self, entry: &Entry, part: Part) -> Result<u64> {
+        let key = part.key(&entry.name);
+        let Some(info) = self.metadata.info(&key) else {
+            fail!(Checkpoint, "the array \"{key}\" is missing");
+        };
+        let expected = dtype_of(part, self.description.state_dtype);
+        if info.dtype != expected || info.shape != [entry.numel as usize] {
+            fail!(
+                Checkpoint,
+                "the array \"{key}\" is {} of shape {:?}; it must be {expected} of shape [{}]",
+                info.dtype,
+                info.shape,
+                entry.numel
+            );
+        }
+        Ok(info.data_offsets.0 as u64)
+    }
+}
+
+impl Description {
+    fn parse(json: &str) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Version {
+            format_version: u64,
+        }
+
+        let damaged = |error| bad(format_args!("the description is not understood: {error}"));
+        let Version { format_version } = serde_json::from_str(json).map_err(damaged)?;
+        if format_version != FORMAT_VERSION {
+            fail!(
+                Checkpoint,
+                "the checkpoint's format_version is {format_version}; this library reads {FORMAT_VERSION}"
+            );
+        }
+        serde_json::from_str(json).map_err(damaged)
+    }
+}
+
+fn dtype_of(part: Part, state_dtype: StateDtype) -> Dtype {
+    match (part, state_dtype) {
+        (Part::Master, _) | (_, StateDtype::F32) => Dtype::F32,
+        (_, StateDtype::BF16) => Dtype::BF16,
+    }
+}
+
+fn bad(message: std::fmt::Arguments<'_>) -> Error {
+    Error::new(ErrorKind::Checkpoint, message)
+}
+
+fn internal(error: serde_json::Error) -> Error {
+    Error::new(
+        ErrorKind::Internal,
+        format_args!("the checkpoint's header: {error}"),
+    )
+}

@@ -1,0 +1,231 @@
+//! Reading a checkpoint: once to check it, and once more to take it.
+
+use std::io::{self, Read, Seek, SeekFrom};
+
+use crc32fast::Hasher;
+
+use super::Explain;
+use super::array::{Array, Part, room};
+use super::header::{Entry, Header, LENGTH_BYTES};
+use crate::config::step_count;
+use crate::error::{Result, fail};
+use crate::memory::try_with_capacity;
+use crate::optimizer::Optimizer;
+use crate::tensor::{Progress, Tensor};
+
+/// Where a checkpoint is read from.
+pub(super) trait Source: Read + Seek {}
+impl<T: Read + Seek> Source for T {}
+
+/// An optimizer's tensor, and what the checkpoint has of it.
+struct Match<'a> {
+    index: usize,
+    entry: &'a Entry,
+    /// With where each begins in the source. In the order in which they are hashed.
+    arrays: Vec<(u64, Array)>,
+}
+
+pub(super) fn load(
+    optimizer: &mut Optimizer,
+    source: &mut dyn Source,
+    explain: Explain<'_>,
+) -> Result<()> {
+    let (header, data) = read_header(optimizer, source, explain)?;
+    let matches = match_tensors(optimizer, &header, data)?;
+    // On CUDA, waits: no step may still be at work on what is about to change.
+    for found in &matches {
+        optimizer.progress(found.index)?;
+    }
+    read_arrays(source, &matches, explain, &mut |_, _| Ok(()))?;
+
+    optimizer.half_loaded = true;
+    let backend = &optimizer.backend;
+    // SAFETY: within the tensor's state, which is alive as long as the tensor (by itself, or by the promise of whoever brought
+    // it), and which nobody else touches during a call.
+    read_arrays(source, &matches, explain, &mut |start, chunk| unsafe {
+        backend.write_state(start, chunk)
+    })?;
+    for Match { index, entry, .. } in matches {
+        let progress = Progress {
+            step_count: entry.step_count,
+            master_started: entry.master,
+        };
+        optimizer.set_progress(index, progress)?;
+    }
+    optimizer.options.seed = header.description().seed;
+    optimizer.half_loaded = false;
+    Ok(())
+}
+
+/// Reads the header; with it, where the data begins.
+fn read_header(
+    optimizer: &Optimizer,
+    source: &mut dyn Source,
+    explain: Explain<'_>,
+) -> Result<(Header, u64)> {
+    let explain = |error: io::Error| explain(&error);
+    let start = source.stream_position().map_err(explain)?;
+    let end = source.seek(SeekFrom::End(0)).map_err(explain)?;
+    source.seek(SeekFrom::Start(start)).map_err(explain)?;
+    let bytes = end.saturating_sub(start);
+    if bytes < LENGTH_BYTES {
+        fail!(
+            Checkpoint,
+            "{bytes} bytes are no checkpoint, which begins with the {LENGTH_BYTES} bytes of a length"
+        );
+    }
+    let mut length = [0; LENGTH_BYTES as usize];
+    source.read_exact(&mut length).map_err(explain)?;
+    let length = u64::from_le_bytes(length);
+    let most = longest_header(optimizer).min(bytes - LENGTH_BYTES);
+    if length > most {
+        fail!(
+            Checkpoint,
+            "its header should be {length} bytes long; of {bytes} bytes in all, and for these tensors, it can be {most} \
+             at most: cut short, damaged, or no safetensors file"
+        );
+    }
+    let mut json = try_with_capacity(length as usize, "the checkpoint's header")?;
+    json.resize(length as usize, 0);
+    source.read_exact(&mut json).map_err(explain)?;
+    let data = start + LENGTH_BYTES + length;
+    Ok((Header::parse(&json, end - data)?, data))
+}
+
+/// A header of these tensors is never longer. Others are not even read: parsing one takes several times its memory.
+fn longest_header(optimizer: &Optimizer) -> u64 {
+    const OF_THE_FILE: u64 = 1 << 20;
+    const OF_A_TENSOR: u64 = 4096;
+    // The name stands there four times, and as JSON in JSON a byte of it takes up to 7.
+    const OF_A_BYTE_OF_A_NAME: u64 = 4 * 7;
+    let tensors = optimizer.tensors.iter().flatten();
+    let bytes =
+        tensors.map(|tensor| OF_A_TENSOR + OF_A_BYTE_OF_A_NAME * tensor.name().len() as u64);
+    OF_THE_FILE + bytes.sum::<u64>()
+}
+
+/// Checks a checkpoint against the optimizer's tensors.
+fn match_tensors<'a>(
+    optimizer: &Optimizer,
+    header: &'a Header,
+    data: u64,
+) -> Result<Vec<Match<'a>>> {
+    let state_dtype = header.description().state_dtype;
+    if state_dtype != optimizer.options.state_dtype {
+        fail!(
+            Checkpoint,
+            "its moments are {state_dtype:?}; those of the optimizer are {:?}",
+            optimizer.options.state_dtype
+        );
+    }
+    let mut entries = header.entries()?;
+    let mut matches = Vec::new();
+    for (index, tensor) in optimizer.tensors.iter().enumerate() {
+        let Some(tensor) = tensor else { continue };
+        let Some(entry) = entries.remove(tensor.name()) else {
+            fail!(Checkpoint, "it has no tensor \"{}\"", tensor.name());
+        };
+        let arrays = match_tensor(header, data, tensor, entry)
+            .map_err(|error| error.in_tensor(tensor.name()))?;
+        matches.push(Match {
+            index,
+            entry,
+            arrays,
+        });
+    }
+    if let Some(name) = entries.keys().min() {
+        fail!(
+            Checkpoint,
+            "it has a tensor \"{name}\", which the optimizer has not"
+        );
+    }
+    let expected: usize = matches.iter().map(|found| found.arrays.len()).sum();
+    if header.num_arrays() != expected {
+        fail!(
+            Checkpoint,
+            "it has {} arrays; those of its tensors are {expected}",
+            header.num_arrays()
+        );
+    }
+    Ok(matches)
+}
+
+fn match_tensor(
+    header: &Header,
+    data: u64,
+    tensor: &Tensor,
+    entry: &Entry,
+) -> Result<Vec<(u64, Array)>> {
+    if entry.numel != tensor.numel {
+        fail!(
+            Checkpoint,
+            "it has {} entries there; the optimizer's has {}",
+            entry.numel,
+            tensor.numel
+        );
+    }
+    if step_count(entry.step_count).is_err() {
+        fail!(
+            Checkpoint,
+            "its step_count is {}, above 2^63 - 1",
+            entry.step_count
+        );
+    }
+    if entry.master && (tensor.master.is_null() || entry.step_count == 0) {
+        fail!(
+            Checkpoint,
+            "it has a master copy there, after {} steps; the optimizer's tensor can take none{}",
+            entry.step_count,
+            if tensor.master.is_null() {
+                ": that takes master_weights and a parameter of 16 bits"
+            } else {
+                " before the first step"
+            }
+        );
+    }
+    let mut arrays = Vec::new();
+    for (part, (start, bytes)) in Part::ALL.into_iter().zip(tensor.state()) {
+        let is_there = match part {
+            Part::Master => entry.master,
+            Part::ExpAvg | Part::ExpAvgSq => entry.step_count > 0,
+        };
+        if is_there {
+            let offset = header.offset_of(entry, part)?;
+            arrays.push((data + offset, Array { part, start, bytes }));
+        }
+    }
+    Ok(arrays)
+}
+
+/// Reads all arrays, hands them on chunk by chunk, and compares the checksums.
+fn read_arrays(
+    source: &mut dyn Source,
+    matches: &[Match<'_>],
+    explain: Explain<'_>,
+    take: &mut dyn FnMut(*mut u8, &[u8]) -> Result<()>,
+) -> Result<()> {
+    let explain = |error: io::Error| explain(&error);
+    let mut room = room()?;
+    for Match { entry, arrays, .. } in matches {
+        let mut hasher = Hasher::new();
+        for (offset, array) in arrays {
+            source.seek(SeekFrom::Start(*offset)).map_err(explain)?;
+            for (start, bytes) in array.chunks() {
+                let chunk = &mut room[..bytes];
+                source.read_exact(chunk).map_err(explain)?;
+                hasher.update(chunk);
+                take(start, chunk)?;
+            }
+        }
+        let crc32 = hasher.finalize();
+        if crc32 != entry.crc32 {
+            fail!(
+                Checkpoint,
+                "tensor \"{}\": its data is damaged: the CRC-32 is {crc32:08x}, and should be {:08x}",
+                entry.name,
+                entry.crc32
+            );
+        }
+    }
+    Ok(())
+}

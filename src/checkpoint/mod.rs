@@ -1,0 +1,118 @@
+//! Checkpoints: the state of an optimizer in a safetensors file.
+//!
+//! Data goes through one buffer of fixed size, so that the state is never in memory twice.
+
+mod array;
+mod file;
+mod header;
+mod load;
+mod save;
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, Write};
+use std::path::Path;
+
+use crate::error::{Error, ErrorKind, Result, fail};
+use crate::optimizer::Optimizer;
+
+impl Optimizer {
+    /// Writes moments, master copies, step counts and the seed to a safetensors file. Parameters are the caller's to
+    /// save.
+    ///
+    /// A file that is already at `path` is replaced as a whole: a new one is written beside it (`.mofo-….tmp`), brought
+    /// to the disk and renamed. If the process dies meanwhile, the old one stays. What is there and not a regular
+    /// file is not replaced. On CUDA this waits for the steps that were taken, but not for those replayed from a graph,
+    /// which the caller must have waited for.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if the system cannot write the file, [`ErrorKind::InvalidState`] after a load that broke off
+    /// half-way.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let snapshot = save::Snapshot::of(self)?;
+        file::replace(path, |file| {
+            let explain = |error: &io::Error| io_error("write", path, error);
+            snapshot.write(file, &explain).map(drop)
+        })
+    }
+
+    /// How many bytes [`Optimizer::save_to`] would write now.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Optimizer::save`].
+    pub fn save_size(&self) -> Result<u64> {
+        save::Snapshot::of(self)?.bytes()
+    }
+
+    /// Writes what [`Optimizer::save`] does, from the sink's position on; how many bytes.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Optimizer::save`]. Part of the checkpoint may have been written then.
+    pub fn save_to(&self, sink: &mut (impl Write + Seek)) -> Result<u64> {
+        save::Snapshot::of(self)?.write(sink, &|error| {
+            Error::new(
+                ErrorKind::Io,
+                format_args!("cannot write the checkpoint: {error}"),
+            )
+        })
+    }
+
+    /// Takes moments, master copies, step counts and the seed from a file that [`Optimizer::save`] wrote. With the same
+    /// parameters and settings, training then goes on with the same bits.
+    ///
+    /// Tensors are matched by name, in any order: the file must have each of the optimizer's, with as many entries and
+    /// moments of the same type, and no others. Hyper-parameters, overrides and numbers of blocks stay as they are set
+    /// here. Where a tensor has a master copy and the file has none for it, the master starts from the parameter at the
+    /// next step. On CUDA this waits as [`Optimizer::save`] does.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if the system cannot read the file, [`ErrorKind::Checkpoint`] if it is damaged or not a
+    /// checkpoint of these tensors. The whole file is checked before anything is changed, and read again then. Only if
+    /// that fails (the disk, or the file was changed meanwhile), the state is lost: the optimizer then refuses to step
+    /// and to save until a load succeeds.
+    pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let explain = |error: &io::Error| io_error("read", path, error);
+        // Before it is opened: opening a FIFO waits for somebody who writes to it.
+        let metadata = fs::metadata(path).map_err(|error| explain(&error))?;
+        if !metadata.is_file() {
+            fail!(Io, "cannot read {}: not a regular file", path.display());
+        }
+        let mut file = File::open(path).map_err(|error| explain(&error))?;
+        load::load(self, &mut file, &explain).map_err(|error| match error.kind() {
+            ErrorKind::Checkpoint => Error::new(
+                ErrorKind::Checkpoint,
+                format_args!("{}: {}", path.display(), error.message()),
+            ),
+            _ => error,
+        })
+    }
+
+    /// Loads what [`Optimizer::save_to`] wrote: all of the source from its position on.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Optimizer::load`].
+    pub fn load_from(&mut self, source: &mut (impl Read + Seek)) -> Result<()> {
+        load::load(self, source, &|error| {
+            Error::new(
+                ErrorKind::Io,
+                format_args!("cannot read the checkpoint: {error}"),
+            )
+        })
+    }
+}
+
+/// Says what the system said.
+type Explain<'a> = &'a dyn Fn(&io::Error) -> Error;
+
+fn io_error(what: &str, path: &Path, error: &io::Error) -> Error {
+    Error::new(
+        ErrorKind::Io,
+        format_args!("cannot {what} {}: {error}", path.display()),
+    )
+}

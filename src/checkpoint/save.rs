@@ -1,0 +1,126 @@
+//! Writing a checkpoint.
+
+use std::io::{self, Seek, SeekFrom, Write};
+
+use crc32fast::Hasher;
+
+use super::Explain;
+use super::array::{Array, Part, room};
+use super::header::{Description, Entry};
+use crate::backend::Backend;
+use crate::error::Result;
+use crate::optimizer::Optimizer;
+
+/// Where a checkpoint is written to.
+pub(super) trait Sink: Write + Seek {}
+impl<T: Write + Seek> Sink for T {}
+
+/// The state of an optimizer as a checkpoint will have it.
+pub(super) struct Snapshot<'a> {
+    backend: &'a Backend,
+    description: Description,
+    /// With the number of the entry that each is of; in the order of the file.
+    arrays: Vec<(usize, Array)>,
+}
+
+impl<'a> Snapshot<'a> {
+    pub(super) fn of(optimizer: &'a Optimizer) -> Result<Self> {
+        optimizer.check_state_is_whole()?;
+        let (mut entries, mut arrays) = (Vec::new(), Vec::new());
+        for (index, tensor) in optimizer.tensors.iter().enumerate() {
+            let Some(tensor) = tensor else { continue };
+            let progress = optimizer.progress(index)?;
+            // Before the first step memory holds nothing yet.
+            let has_moments = progress.step_count > 0;
+            let has_master = has_moments && progress.master_started && !tensor.master.is_null();
+            for (part, (start, bytes)) in Part::ALL.into_iter().zip(tensor.state()) {
+                let is_there = match part {
+                    Part::Master => has_master,
+                    Part::ExpAvg | Part::ExpAvgSq => has_moments,
+                };
+                if is_there {
+                    arrays.push((entries.len(), Array { part, start, bytes }));
+                }
+            }
+            entries.push(Entry {
+                name: tensor.name().to_owned(),
+                numel: tensor.numel,
+                step_count: progress.step_count,
+                master: has_master,
+                // Keeps the place of the longest.
+                crc32: u32::MAX,
+                num_blocks: tensor.num_blocks,
+                param_dtype: Some(tensor.param_dtype),
+                update_fraction: tensor.update_fraction,
+                weight_decay: tensor.weight_decay,
+                learning_rate_scale: tensor.learning_rate_scale,
+            });
+        }
+        // The larger elements first, so that all are aligned if the data is.
+        arrays.sort_by_key(|(_, array)| array.part != Part::Master);
+        Ok(Self {
+            backend: &optimizer.backend,
+            description: Description::new(&optimizer.options, entries),
+            arrays,
+        })
+    }
+
+    /// The header, whose size does not depend on the checksums; a multiple of 8 bytes.
+    fn header_bytes(&self) -> Result<usize> {
+        Ok(self.description.to_header(&self.arrays, None)?.len())
+    }
+
+    pub(super) fn bytes(&self) -> Result<u64> {
+        let data: u64 = self
+            .arrays
+            .iter()
+            .map(|(_, array)| array.bytes as u64)
+            .sum();
+        Ok(self.header_bytes()? as u64 + data)
+    }
+
+    /// Writes the data, and then before it the header, with the checksums; how many bytes.
+    pub(super) fn write(mut self, sink: &mut dyn Sink, explain: Explain<'_>) -> Result<u64> {
+        let explain = |error: io::Error| explain(&error);
+        let bytes = self.bytes()?;
+        let header_bytes = self.header_bytes()?;
+        let start = sink.stream_position().map_err(explain)?;
+        let seek = |sink: &mut dyn Sink, offset: u64| {
+            sink.seek(SeekFrom::Start(start + offset)).map_err(explain)
+        };
+
+        seek(sink, header_bytes as u64)?;
+        let mut room = room()?;
+        // Master copies come first in the file, and last in the checksum.
+        let mut moments = vec![Hasher::new(); self.description.tensors.len()];
+        let mut masters = moments.clone();
+        for (entry, array) in &self.arrays {
+            let hashers = match array.part {
+                Part::Master => &mut masters,
+                Part::ExpAvg | Part::ExpAvgSq => &mut moments,
+            };
+            for (start, bytes) in array.chunks() {
+                let chunk = &mut room[..bytes];
+                // SAFETY: within the tensor's state, which is alive as long as the tensor (by itself, or by the promise of
+                // whoever brought it), and holds values: a step has written them, or the caller has said so.
+                unsafe { self.backend.read_state(start, chunk)? };
+                hashers[*entry].update(chunk);
+                sink.write_all(chunk).map_err(explain)?;
+            }
+        }
+        let hashers = moments.into_iter().zip(masters);
+        for (entry, (mut moments, master)) in self.description.tensors.iter_mut().zip(hashers) {
+            moments.combine(&master);
+            entry.crc32 = moments.finalize();
+        }
+
+        let header = self
+            .description
+            .to_header(&self.arrays, Some(header_bytes))?;
+        seek(sink, 0)?;
+        sink.write_all(&header).map_err(explain)?;
+        seek(sink, bytes)?;
+        sink.flush().map_err(explain)?;
+        Ok(bytes)
+    }
+}
