@@ -23,8 +23,14 @@
 #   make gpu-bundle  build/gpu-bundle/: tests and benchmark for a machine with an NVIDIA GPU, without Rust or network
 #   make sanitize   the demo and the engine under AddressSanitizer and UndefinedBehaviorSanitizer, a few steps
 #   make valgrind   the demo and the engine under valgrind, a few steps
+#   make install    the libraries, the headers, mofo.pc, CMake's files and the licences, into PREFIX (docs/packaging.md); DESTDIR, LIBDIR, INCLUDEDIR
+#   make uninstall  removes them again
+#   make package    builds what `make install` installs, so that the latter needs neither Rust nor a compiler
+#   make vendor     build/vendor/mofo/ (VENDOR): the static library, the headers and the licences, to drop into an engine
+#   make test-packaging  installs, links and runs programs in every way that is offered; says what it leaves out for want of a tool
 #   make clean      removes build/ and cargo's target directory
 #
+# CUDA=0 builds the library for the CPU alone. CARGO_BUILD_TARGET names another platform, as Rust does; CC is the compiler for it then.
 # CUDA_HOME or CUDA_PATH names the folder that has include/cuda.h, where it is neither /usr/local/cuda nor in CPATH.
 # CC, CXX, CARGO, CFLAGS, CXXFLAGS, CPPFLAGS, LDFLAGS, LDLIBS and CARGO_TARGET_DIR can be set as usual.
 
@@ -42,6 +48,11 @@ STRIP ?= strip
 SIZE_LIMIT ?= 1000000
 # What the benchmark's plain C loop is compiled for.
 NATIVE ?= -march=native
+PREFIX ?= /usr/local
+LIBDIR ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
+VENDOR ?= build/vendor/mofo
+CUDA ?= 1
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 LIBRARY := $(TARGET_DIR)/release/libmofo.a
@@ -54,6 +65,14 @@ ENGINE := $(wildcard examples/engine/*.cpp)
 ENGINE_HEADERS := $(wildcard examples/engine/*.hpp)
 BENCH := benches/bench.cpp $(wildcard benches/bench/*.cpp)
 BENCH_HEADERS := benches/adamw.h $(wildcard benches/bench/*.hpp)
+
+# The version stands in Cargo.toml alone.
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+PACKAGE_TARGET = $(or $(CARGO_BUILD_TARGET),$(HOST))
+PACKAGE := build/package/$(or $(CARGO_BUILD_TARGET),host)$(if $(filter 0,$(CUDA)),-cpu)
+# Dates, not cargo, say whether there is something to do: `sudo make install` may find no cargo.
+PACKAGE_INPUTS := $(shell find src -type f) Cargo.toml Cargo.lock $(addprefix packaging/,build.sh platform.sh static-library.sh third-party.sh)
 
 # CUDA's header, and something to link with: NVIDIA's library or stub or, where there is none, the emulated driver.
 CUDA_FOLDERS := $(CUDA_HOME) $(CUDA_PATH) /usr/local/cuda build/cuda-headers/nvidia/cuda_runtime
@@ -81,6 +100,7 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-f
 
 .PHONY: all library demo demo-cuda engine examples test lint fmt header kernels kernels-check bench bench-failing bench-torch bench-cuda
 .PHONY: size lint-cuda cuda-headers emulated-cuda finetune-cuda gpu-bundle sanitize valgrind clean FORCE
+.PHONY: package install uninstall vendor test-packaging
 
 all: library
 
@@ -88,7 +108,7 @@ library: $(LIBRARY)
 
 # Cargo knows what has changed, and leaves the file alone if nothing has.
 $(LIBRARY): FORCE
-	$(CARGO) build --release
+	$(CARGO) build --release $(if $(filter 0,$(CUDA)),--no-default-features)
 
 build:
 	mkdir -p build
@@ -166,6 +186,7 @@ test: examples
 	$(CARGO) test
 	$(CARGO) test --features forced-paths --test paths
 	build/finetune --smoke
+	$(MAKE) test-packaging
 
 lint: $(if $(CUDA_HEADER),lint-cuda)
 	$(CARGO) fmt --check
@@ -227,6 +248,26 @@ bench-cuda: library
 gpu-bundle: build/finetune build/finetune-cuda build/emulated-cuda/libcuda.so
 	CC="$(CC)" CXX="$(CXX)" CARGO="$(CARGO)" TARGET_DIR="$(TARGET_DIR)" FINETUNE="build/finetune build/finetune-cuda" \
 	    tests/bundle/make.sh build/gpu-bundle
+
+$(PACKAGE)/libmofo.a: $(PACKAGE_INPUTS)
+	CC="$(CC)" CARGO="$(CARGO)" CUDA="$(CUDA)" VERSION="$(VERSION)" TARGET="$(PACKAGE_TARGET)" TARGET_DIR="$(TARGET_DIR)" \
+	    packaging/build.sh "$(PACKAGE)"
+
+package: $(PACKAGE)/libmofo.a
+
+install: package
+	DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" LIBDIR="$(LIBDIR)" INCLUDEDIR="$(INCLUDEDIR)" VERSION="$(VERSION)" \
+	    LIBRARIES="$(PACKAGE)" packaging/install.sh install
+
+uninstall:
+	DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" LIBDIR="$(LIBDIR)" INCLUDEDIR="$(INCLUDEDIR)" VERSION="$(VERSION)" \
+	    LIBRARIES="$(PACKAGE)" packaging/install.sh uninstall
+
+vendor: package
+	VERSION="$(VERSION)" LIBRARIES="$(PACKAGE)" packaging/vendor.sh "$(VENDOR)"
+
+test-packaging:
+	CC="$(CC)" CXX="$(CXX)" CARGO="$(CARGO)" MAKE="$(MAKE)" tests/packaging/run.sh
 
 sanitize: build/finetune-sanitize build/engine-sanitize
 	build/finetune-sanitize --smoke

@@ -410,7 +410,7 @@ static void other_optimizers(void) {
         {"bf16 moments", "its moments are F32; those of the optimizer are BF16", 0, 0, MOFO_DTYPE_BF16, 3, 0, 1},
         {"no master copies", "tensor \"w\": it has a master copy there", 0, 0, MOFO_DTYPE_BF16, 3, 1, 0},
         {"an f32 parameter", "tensor \"w\": it has a master copy there", 0, 0, MOFO_DTYPE_F32, 3, 0, 0},
-        {"a tensor too few", "it has a tensor \"w\", which the optimizer has not", 0, 0, MOFO_DTYPE_BF16, 2, 0, 0},
+        {"a tensor too few", "it has a tensor \"n\", which the optimizer has not", 0, 0, MOFO_DTYPE_BF16, 2, 0, 0},
         {"a tensor too many", "it has no tensor \"more\"", 0, 0, MOFO_DTYPE_BF16, 4, 0, 0},
         {"no tensors", "it has a tensor \"w\", which the optimizer has not", 0, 0, MOFO_DTYPE_BF16, 0, 0, 0},
         {"a parameter of f16", NULL, 0, 0, MOFO_DTYPE_F16, 3, 0, 0},
