@@ -3,6 +3,7 @@
 #   make            the library: target/release/libmofo.a and the shared library beside it
 #   make demo       fine-tuning on handwritten digits, AdamW against MoFO (DEMO_ARGS="--help" shows its options)
 #   make demo-cuda  the same with the optimizer on an NVIDIA GPU; needs CUDA's cuda.h
+#   make engine     pre-trains and fine-tunes a small transformer, see examples/engine (ENGINE_ARGS="--help" shows its options)
 #   make examples   builds every example and runs the small ones
 #   make test       all tests, the examples included
 #   make test-python  the tests of the Python package that need no more than Python 3.9 (part of make test)
@@ -24,10 +25,16 @@
 #   make emulated-cuda  the CUDA driver that the tests emulate: LD_LIBRARY_PATH=build/emulated-cuda runs programs on it
 #   make cuda-headers  fetches cuda.h from PyPI into build/, for machines without a CUDA toolkit
 #   make gpu-bundle  build/gpu-bundle/: tests and benchmark for a machine with an NVIDIA GPU, without Rust or network
-#   make sanitize   the demo under AddressSanitizer and UndefinedBehaviorSanitizer, a few steps
-#   make valgrind   the demo under valgrind, a few steps
+#   make sanitize   the demo and the engine under AddressSanitizer and UndefinedBehaviorSanitizer, a few steps
+#   make valgrind   the demo and the engine under valgrind, a few steps
+#   make install    the libraries, the headers, mofo.pc, CMake's files and the licences, into PREFIX (docs/packaging.md); DESTDIR, LIBDIR, INCLUDEDIR
+#   make uninstall  removes them again
+#   make package    builds what `make install` installs, so that the latter needs neither Rust nor a compiler
+#   make vendor     build/vendor/mofo/ (VENDOR): the static library, the headers and the licences, to drop into an engine
+#   make test-packaging  installs, links and runs programs in every way that is offered; says what it leaves out for want of a tool
 #   make clean      removes build/ and cargo's target directory
 #
+# CUDA=0 builds the library for the CPU alone. CARGO_BUILD_TARGET names another platform, as Rust does; CC is the compiler for it then.
 # CUDA_HOME or CUDA_PATH names the folder that has include/cuda.h, where it is neither /usr/local/cuda nor in CPATH.
 # CC, CXX, CARGO, CFLAGS, CXXFLAGS, CPPFLAGS, LDFLAGS, LDLIBS and CARGO_TARGET_DIR can be set as usual.
 
@@ -37,6 +44,7 @@ CXXFLAGS ?= -O2
 LDLIBS ?= -lpthread -ldl -lm
 VALGRIND ?= valgrind
 DEMO_ARGS ?=
+ENGINE_ARGS ?=
 PYTHON ?= python3
 BENCH_ARGS ?=
 STRIP ?= strip
@@ -44,6 +52,11 @@ STRIP ?= strip
 SIZE_LIMIT ?= 1000000
 # What the benchmark's plain C loop is compiled for.
 NATIVE ?= -march=native
+PREFIX ?= /usr/local
+LIBDIR ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
+VENDOR ?= build/vendor/mofo
+CUDA ?= 1
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 LIBRARY := $(TARGET_DIR)/release/libmofo.a
@@ -53,8 +66,18 @@ FINETUNE_PARTS := $(wildcard examples/c/finetune/*.c)
 FINETUNE := examples/c/finetune.c $(FINETUNE_PARTS)
 FINETUNE_CUDA := examples/c/finetune_cuda.c $(FINETUNE_PARTS)
 FINETUNE_HEADERS := $(wildcard examples/c/finetune/*.h)
+ENGINE := $(wildcard examples/engine/*.cpp)
+ENGINE_HEADERS := $(wildcard examples/engine/*.hpp)
 BENCH := benches/bench.cpp $(wildcard benches/bench/*.cpp)
 BENCH_HEADERS := benches/adamw.h $(wildcard benches/bench/*.hpp)
+
+# The version stands in Cargo.toml alone.
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+PACKAGE_TARGET = $(or $(CARGO_BUILD_TARGET),$(HOST))
+PACKAGE := build/package/$(or $(CARGO_BUILD_TARGET),host)$(if $(filter 0,$(CUDA)),-cpu)
+# Dates, not cargo, say whether there is something to do: `sudo make install` may find no cargo.
+PACKAGE_INPUTS := $(shell find src -type f) Cargo.toml Cargo.lock $(addprefix packaging/,build.sh platform.sh static-library.sh third-party.sh)
 
 # CUDA's header, and something to link with: NVIDIA's library or stub or, where there is none, the emulated driver.
 CUDA_FOLDERS := $(CUDA_HOME) $(CUDA_PATH) /usr/local/cuda build/cuda-headers/nvidia/cuda_runtime
@@ -72,16 +95,18 @@ EMULATED_FLAGS := -std=c++17 -O2 -g -ffp-contract=off -fPIC -fvisibility=hidden 
     -fsanitize=alignment -fsanitize-undefined-trap-on-error \
     -DMOFO_KERNELS_SOURCE='"$(CURDIR)/src/cuda/kernels/mofo.cu"' -Itests/cuda/driver -Itests/c
 
-# No fused multiply-add in the demo, so that it prints the same numbers with gcc and clang and with every -march.
+# No fused multiply-add in the demo and the engine, so that they print the same numbers with gcc and clang and with every -march.
 C11 := -std=c11 -ffp-contract=off -Iinclude
 C99 := -std=c99 -Iinclude
 CPP17 := -std=c++17 -Iinclude
+ENGINE_FLAGS := -ffp-contract=off
 WARNINGS := -Wall -Wextra -Werror -pedantic
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
-.PHONY: all library demo demo-cuda examples test lint fmt header kernels kernels-check bench bench-failing bench-torch bench-cuda
+.PHONY: all library demo demo-cuda engine examples test lint fmt header kernels kernels-check bench bench-failing bench-torch bench-cuda
 .PHONY: test-python test-torch lint-python python-venv wheel
 .PHONY: size lint-cuda cuda-headers emulated-cuda finetune-cuda gpu-bundle sanitize valgrind clean FORCE
+.PHONY: package install uninstall vendor test-packaging
 
 all: library
 
@@ -89,7 +114,7 @@ library: $(LIBRARY)
 
 # Cargo knows what has changed, and leaves the file alone if nothing has.
 $(LIBRARY): FORCE
-	$(CARGO) build --release
+	$(CARGO) build --release $(if $(filter 0,$(CUDA)),--no-default-features)
 
 build:
 	mkdir -p build
@@ -127,6 +152,12 @@ build/memory: examples/c/memory.c $(HEADERS) $(LIBRARY) | build
 build/minimal-cpp: examples/cpp/minimal.cpp $(HEADERS) $(LIBRARY) | build
 	$(CXX) $(CPP17) $(CPPFLAGS) $(CXXFLAGS) $(LDFLAGS) $< $(LIBRARY) $(LDLIBS) -o $@
 
+build/engine: $(ENGINE) $(ENGINE_HEADERS) $(HEADERS) $(LIBRARY) | build
+	$(CXX) $(CPP17) $(ENGINE_FLAGS) $(CPPFLAGS) $(CXXFLAGS) $(LDFLAGS) $(ENGINE) $(LIBRARY) $(LDLIBS) -o $@
+
+build/engine-sanitize: $(ENGINE) $(ENGINE_HEADERS) $(HEADERS) $(LIBRARY) | build
+	$(CXX) $(CPP17) $(ENGINE_FLAGS) $(CPPFLAGS) -O1 -g $(SANITIZERS) $(LDFLAGS) $(ENGINE) $(LIBRARY) $(LDLIBS) -o $@
+
 build/adamw-as-is.o: benches/adamw.c benches/adamw.h | build
 	$(CC) $(CPPFLAGS) -O3 $(NATIVE) -DADAMW_STEP=adamw_step_as_is -c $< -o $@
 
@@ -139,6 +170,9 @@ build/bench: $(BENCH) $(BENCH_HEADERS) build/adamw-as-is.o build/adamw-no-math-e
 demo: build/finetune
 	build/finetune $(DEMO_ARGS)
 
+engine: build/engine
+	build/engine $(ENGINE_ARGS)
+
 # Where the driver itself is missing, the program could not even start.
 demo-cuda: build/finetune-cuda
 	@LD_TRACE_LOADED_OBJECTS=1 $< | grep -q 'libcuda.so.1 => not found' && echo "skipped: no CUDA driver" || \
@@ -148,15 +182,17 @@ demo-cuda: build/finetune-cuda
 finetune-cuda: $(if $(CUDA_HEADER),build/finetune-cuda)
 	@test -n "$(CUDA_HEADER)" || echo 'skipped: finetune_cuda.c: $(NO_CUDA_HEADER)'
 
-examples: build/finetune build/minimal-c build/minimal-cpp finetune-cuda
+examples: build/finetune build/engine build/minimal-c build/minimal-cpp finetune-cuda
 	build/minimal-c
 	build/minimal-cpp
+	build/engine --smoke
 	$(CARGO) run --release --example minimal
 
 test: examples
 	$(CARGO) test
 	$(CARGO) test --features forced-paths --test paths
 	build/finetune --smoke
+	$(MAKE) test-packaging
 	@$(MAKE) --no-print-directory test-python
 
 # Whoever has no Python can do without its tests; that they were left out is said.
@@ -190,6 +226,7 @@ lint: $(if $(CUDA_HEADER),lint-cuda)
 	$(CC) $(C99) $(CPPFLAGS) $(WARNINGS) -fsyntax-only examples/c/minimal.c
 	$(CC) $(C99) $(CPPFLAGS) $(WARNINGS) -fsyntax-only examples/c/memory.c
 	$(CXX) $(CPP17) $(CPPFLAGS) $(WARNINGS) -fsyntax-only examples/cpp/minimal.cpp
+	for file in $(ENGINE); do $(CXX) $(CPP17) $(CPPFLAGS) $(WARNINGS) -fsyntax-only $$file || exit 1; done
 	$(CC) $(C99) $(CPPFLAGS) $(WARNINGS) -fsyntax-only benches/adamw.c
 	for file in $(BENCH); do $(CXX) $(CPP17) $(CPPFLAGS) $(WARNINGS) -fsyntax-only $$file || exit 1; done
 
@@ -239,12 +276,37 @@ gpu-bundle: build/finetune build/finetune-cuda build/emulated-cuda/libcuda.so
 	CC="$(CC)" CXX="$(CXX)" CARGO="$(CARGO)" TARGET_DIR="$(TARGET_DIR)" FINETUNE="build/finetune build/finetune-cuda" \
 	    tests/bundle/make.sh build/gpu-bundle
 
-sanitize: build/finetune-sanitize
+$(PACKAGE)/libmofo.a: $(PACKAGE_INPUTS)
+	CC="$(CC)" CARGO="$(CARGO)" CUDA="$(CUDA)" VERSION="$(VERSION)" TARGET="$(PACKAGE_TARGET)" TARGET_DIR="$(TARGET_DIR)" \
+	    packaging/build.sh "$(PACKAGE)"
+
+package: $(PACKAGE)/libmofo.a
+
+install: package
+	DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" LIBDIR="$(LIBDIR)" INCLUDEDIR="$(INCLUDEDIR)" VERSION="$(VERSION)" \
+	    LIBRARIES="$(PACKAGE)" packaging/install.sh install
+
+uninstall:
+	DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" LIBDIR="$(LIBDIR)" INCLUDEDIR="$(INCLUDEDIR)" VERSION="$(VERSION)" \
+	    LIBRARIES="$(PACKAGE)" packaging/install.sh uninstall
+
+vendor: package
+	VERSION="$(VERSION)" LIBRARIES="$(PACKAGE)" packaging/vendor.sh "$(VENDOR)"
+
+test-packaging:
+	CC="$(CC)" CXX="$(CXX)" CARGO="$(CARGO)" MAKE="$(MAKE)" tests/packaging/run.sh
+
+sanitize: build/finetune-sanitize build/engine-sanitize
 	build/finetune-sanitize --smoke
 	build/finetune-sanitize --smoke --view permute --threads 2
+	build/engine-sanitize --smoke --bf16 --threads 3 --save build/engine-sanitize.saved
+	build/engine-sanitize --check-gradients
 
-valgrind: build/finetune
-	$(VALGRIND) --quiet --leak-check=full --show-leak-kinds=all --error-exitcode=1 build/finetune --smoke
+VALGRIND_FLAGS := --quiet --leak-check=full --show-leak-kinds=all --error-exitcode=1
+
+valgrind: build/finetune build/engine
+	$(VALGRIND) $(VALGRIND_FLAGS) build/finetune --smoke
+	$(VALGRIND) $(VALGRIND_FLAGS) build/engine --smoke --threads 3 --save build/engine-valgrind.saved
 
 clean:
 	rm -rf build

@@ -1,11 +1,12 @@
 //! What stands before the arrays of a checkpoint: the header of a safetensors file, and the description in it.
 
-use std::collections::HashMap;
+use std::fmt;
 
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde::de::{MapAccess, Visitor};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::array::{Array, Part};
 use crate::config::{self, Options, StateDtype};
@@ -15,9 +16,8 @@ use crate::error::{Error, ErrorKind, Result, fail};
 const FORMAT_VERSION: u64 = 1;
 /// Before the header a safetensors file says in so many bytes how long it is.
 pub(super) const LENGTH_BYTES: u64 = 8;
-/// Keys of the metadata: the description, and its checksum in eight hexadecimal digits.
-const DESCRIPTION: &str = "mofo";
-const DESCRIPTION_CRC32: &str = "mofo_crc32";
+/// What stands there besides the arrays.
+const METADATA: &str = "__metadata__";
 
 /// What a checkpoint says of itself and of its tensors. Fields that loading does not look at are for people and tools.
 #[derive(Debug, Serialize, Deserialize)]
@@ -103,27 +103,15 @@ impl Description {
         bytes: Option<usize>,
     ) -> Result<Vec<u8>> {
         let description = serde_json::to_string(self).map_err(internal)?;
-        let mut metadata = Map::new();
-        let crc32 = format!("{:08x}", crc32fast::hash(description.as_bytes()));
-        metadata.insert(DESCRIPTION_CRC32.into(), crc32.into());
-        metadata.insert(DESCRIPTION.into(), description.into());
-
-        let mut header = Map::new();
-        header.insert("__metadata__".into(), Value::Object(metadata));
-        let mut offset = 0;
-        for (entry, array) in arrays {
-            let entry = &self.tensors[*entry];
-            let info = TensorInfo {
-                dtype: dtype_of(array.part, self.state_dtype),
-                shape: vec![entry.numel as usize],
-                data_offsets: (offset, offset + array.bytes),
-            };
-            offset += array.bytes;
-            let info = serde_json::to_value(info).map_err(internal)?;
-            header.insert(array.part.key(&entry.name), info);
-        }
-
-        let json = serde_json::to_vec(&header).map_err(internal)?;
+        let json = serde_json::to_vec(&ToWrite {
+            metadata: Strings {
+                crc32: Some(crc32_of(&description)),
+                description: Some(description),
+            },
+            description: self,
+            arrays,
+        })
+        .map_err(internal)?;
         let mut all = Vec::with_capacity(json.len() + 2 * LENGTH_BYTES as usize);
         all.extend_from_slice(&[0; LENGTH_BYTES as usize]);
         all.extend_from_slice(&json);
@@ -138,18 +126,107 @@ impl Description {
     }
 }
 
+/// A header, always in the same order: the crate would write the metadata in a random one.
+struct ToWrite<'a> {
+    metadata: Strings,
+    description: &'a Description,
+    arrays: &'a [(usize, Array)],
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Strings {
+    #[serde(rename = "mofo")]
+    description: Option<String>,
+    #[serde(rename = "mofo_crc32")]
+    crc32: Option<String>,
+}
+
+impl Serialize for ToWrite<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry(METADATA, &self.metadata)?;
+        let mut offset = 0;
+        for (entry, array) in self.arrays {
+            let entry = &self.description.tensors[*entry];
+            let end = offset + array.bytes;
+            let info = TensorInfo {
+                dtype: dtype_of(array.part, self.description.state_dtype),
+                shape: vec![entry.numel as usize],
+                data_offsets: (offset, end),
+            };
+            map.serialize_entry(&array.part.key(&entry.name), &info)?;
+            offset = end;
+        }
+        map.end()
+    }
+}
+
+fn crc32_of(description: &str) -> String {
+    format!("{:08x}", crc32fast::hash(description.as_bytes()))
+}
+
+/// A header, as it is read. The crate's own reader, which tells metadata and arrays apart by other means, would be 30 KB
+/// more of code.
+#[derive(Default)]
+struct AsRead {
+    metadata: Strings,
+    arrays: Vec<(String, TensorInfo)>,
+}
+
+impl<'de> Deserialize<'de> for AsRead {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Keys;
+
+        impl<'de> Visitor<'de> for Keys {
+            type Value = AsRead;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a safetensors header")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> std::result::Result<AsRead, A::Error> {
+                let mut header = AsRead::default();
+                while let Some(key) = map.next_key::<String>()? {
+                    if key == METADATA {
+                        header.metadata = map.next_value()?;
+                    } else {
+                        header.arrays.push((key, map.next_value()?));
+                    }
+                }
+                Ok(header)
+            }
+        }
+
+        deserializer.deserialize_map(Keys)
+    }
+}
+
+/// The metadata's checksum of the description.
 /// A header that was read: what the file holds, and where.
 #[derive(Debug)]
 pub(super) struct Header {
     metadata: Metadata,
+    num_arrays: usize,
     description: Description,
 }
 
 impl Header {
     /// Reads the header, without its length, of a file with `data_bytes` bytes of data.
     pub(super) fn parse(json: &[u8], data_bytes: u64) -> Result<Self> {
-        let metadata: Metadata = serde_json::from_slice(json)
-            .map_err(|error| bad(format_args!("the safetensors header is damaged: {error}")))?;
+        let damaged = |error: &dyn fmt::Display| {
+            bad(format_args!("the safetensors header is damaged: {error}"))
+        };
+        let AsRead {
+            metadata: strings,
+            mut arrays,
+        } = serde_json::from_slice(json).map_err(|error| damaged(&error))?;
+        arrays.sort_unstable_by_key(|(_, info)| info.data_offsets);
+        let num_arrays = arrays.len();
+        let metadata = Metadata::new(None, arrays).map_err(|error| damaged(&error))?;
         if metadata.data_len() as u64 != data_bytes {
             fail!(
                 Checkpoint,
@@ -157,24 +234,23 @@ impl Header {
                 metadata.data_len()
             );
         }
-        let strings = metadata.metadata().as_ref();
-        let string = |key| strings.and_then(|strings| strings.get(key));
-        let Some(description) = string(DESCRIPTION) else {
+        let Some(description) = &strings.description else {
             fail!(
                 Checkpoint,
-                "a safetensors file, but not a checkpoint of mofo: its metadata has no \"{DESCRIPTION}\""
+                "a safetensors file, but not a checkpoint of mofo: its metadata has no \"mofo\""
             );
         };
-        let found = format!("{:08x}", crc32fast::hash(description.as_bytes()));
-        if string(DESCRIPTION_CRC32) != Some(&found) {
+        let found = crc32_of(description);
+        if strings.crc32.as_ref() != Some(&found) {
             fail!(
                 Checkpoint,
-                "the description is damaged: its CRC-32 is {found}, and should be what \"{DESCRIPTION_CRC32}\" says"
+                "the description is damaged: its CRC-32 is {found}, and should be what \"mofo_crc32\" says"
             );
         }
         let description = Description::parse(description)?;
         Ok(Self {
             metadata,
+            num_arrays,
             description,
         })
     }
@@ -183,20 +259,9 @@ impl Header {
         &self.description
     }
 
-    /// The entries by name.
-    pub(super) fn entries(&self) -> Result<HashMap<&str, &Entry>> {
-        let mut entries = HashMap::new();
-        for entry in &self.description.tensors {
-            if entries.insert(&*entry.name, entry).is_some() {
-                fail!(Checkpoint, "tensor \"{}\" is there twice", entry.name);
-            }
-        }
-        Ok(entries)
-    }
-
     /// How many arrays there are.
     pub(super) fn num_arrays(&self) -> usize {
-        self.metadata.offset_keys().len()
+        self.num_arrays
     }
 
     /// Where an array of a tensor begins, from the start of the data.
@@ -245,7 +310,7 @@ fn dtype_of(part: Part, state_dtype: StateDtype) -> Dtype {
     }
 }
 
-fn bad(message: std::fmt::Arguments<'_>) -> Error {
+fn bad(message: fmt::Arguments<'_>) -> Error {
     Error::new(ErrorKind::Checkpoint, message)
 }
 

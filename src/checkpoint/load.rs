@@ -14,8 +14,43 @@ use crate::optimizer::Optimizer;
 use crate::tensor::{Progress, Tensor};
 
 /// Where a checkpoint is read from.
-pub(super) trait Source: Read + Seek {}
-impl<T: Read + Seek> Source for T {}
+pub(super) trait Source {
+    /// How many bytes there are.
+    fn bytes(&self) -> u64;
+
+    /// Reads so many, from `offset` on.
+    fn read_at(&mut self, offset: u64, to: &mut [u8]) -> io::Result<()>;
+}
+
+/// A file or the like, from a position to its end.
+pub(super) struct Readable<'a, T> {
+    inner: &'a mut T,
+    start: u64,
+    bytes: u64,
+}
+
+impl<'a, T: Read + Seek> Readable<'a, T> {
+    pub(super) fn new(inner: &'a mut T) -> io::Result<Self> {
+        let start = inner.stream_position()?;
+        let end = inner.seek(SeekFrom::End(0))?;
+        Ok(Self {
+            inner,
+            start,
+            bytes: end.saturating_sub(start),
+        })
+    }
+}
+
+impl<T: Read + Seek> Source for Readable<'_, T> {
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn read_at(&mut self, offset: u64, to: &mut [u8]) -> io::Result<()> {
+        self.inner.seek(SeekFrom::Start(self.start + offset))?;
+        self.inner.read_exact(to)
+    }
+}
 
 /// An optimizer's tensor, and what the checkpoint has of it.
 struct Match<'a> {
@@ -64,10 +99,7 @@ fn read_header(
     explain: Explain<'_>,
 ) -> Result<(Header, u64)> {
     let explain = |error: io::Error| explain(&error);
-    let start = source.stream_position().map_err(explain)?;
-    let end = source.seek(SeekFrom::End(0)).map_err(explain)?;
-    source.seek(SeekFrom::Start(start)).map_err(explain)?;
-    let bytes = end.saturating_sub(start);
+    let bytes = source.bytes();
     if bytes < LENGTH_BYTES {
         fail!(
             Checkpoint,
@@ -75,7 +107,7 @@ fn read_header(
         );
     }
     let mut length = [0; LENGTH_BYTES as usize];
-    source.read_exact(&mut length).map_err(explain)?;
+    source.read_at(0, &mut length).map_err(explain)?;
     let length = u64::from_le_bytes(length);
     let most = longest_header(optimizer).min(bytes - LENGTH_BYTES);
     if length > most {
@@ -87,9 +119,9 @@ fn read_header(
     }
     let mut json = try_with_capacity(length as usize, "the checkpoint's header")?;
     json.resize(length as usize, 0);
-    source.read_exact(&mut json).map_err(explain)?;
-    let data = start + LENGTH_BYTES + length;
-    Ok((Header::parse(&json, end - data)?, data))
+    source.read_at(LENGTH_BYTES, &mut json).map_err(explain)?;
+    let data = LENGTH_BYTES + length;
+    Ok((Header::parse(&json, bytes - data)?, data))
 }
 
 /// A header of these tensors is never longer. Others are not even read: parsing one takes several times its memory.
@@ -118,11 +150,11 @@ fn match_tensors<'a>(
             optimizer.options.state_dtype
         );
     }
-    let mut entries = header.entries()?;
+    let found = entries_of(optimizer, header)?;
     let mut matches = Vec::new();
-    for (index, tensor) in optimizer.tensors.iter().enumerate() {
+    for (index, (tensor, entry)) in optimizer.tensors.iter().zip(found).enumerate() {
         let Some(tensor) = tensor else { continue };
-        let Some(entry) = entries.remove(tensor.name()) else {
+        let Some(entry) = entry else {
             fail!(Checkpoint, "it has no tensor \"{}\"", tensor.name());
         };
         let arrays = match_tensor(header, data, tensor, entry)
@@ -133,12 +165,6 @@ fn match_tensors<'a>(
             arrays,
         });
     }
-    if let Some(name) = entries.keys().min() {
-        fail!(
-            Checkpoint,
-            "it has a tensor \"{name}\", which the optimizer has not"
-        );
-    }
     let expected: usize = matches.iter().map(|found| found.arrays.len()).sum();
     if header.num_arrays() != expected {
         fail!(
@@ -148,6 +174,35 @@ fn match_tensors<'a>(
         );
     }
     Ok(matches)
+}
+
+/// What the checkpoint has for each of the optimizer's tensors.
+fn entries_of<'a>(optimizer: &Optimizer, header: &'a Header) -> Result<Vec<Option<&'a Entry>>> {
+    let mut found = vec![None; optimizer.tensors.len()];
+    // Most often they are in the same order.
+    let mut expected = 0;
+    for entry in &header.description().tensors {
+        let is_there = |index: usize| {
+            let tensor = optimizer.tensors.get(index).and_then(Option::as_ref);
+            tensor.is_some_and(|tensor| tensor.name() == entry.name)
+        };
+        let index = if is_there(expected) {
+            expected
+        } else if let Ok(index) = optimizer.find_tensor(&entry.name) {
+            index as usize
+        } else {
+            fail!(
+                Checkpoint,
+                "it has a tensor \"{}\", which the optimizer has not",
+                entry.name
+            );
+        };
+        if found[index].replace(entry).is_some() {
+            fail!(Checkpoint, "tensor \"{}\" is there twice", entry.name);
+        }
+        expected = index + 1;
+    }
+    Ok(found)
 }
 
 fn match_tensor(
@@ -210,10 +265,11 @@ fn read_arrays(
     for Match { entry, arrays, .. } in matches {
         let mut hasher = Hasher::new();
         for (offset, array) in arrays {
-            source.seek(SeekFrom::Start(*offset)).map_err(explain)?;
+            let mut offset = *offset;
             for (start, bytes) in array.chunks() {
                 let chunk = &mut room[..bytes];
-                source.read_exact(chunk).map_err(explain)?;
+                source.read_at(offset, chunk).map_err(explain)?;
+                offset += bytes as u64;
                 hasher.update(chunk);
                 take(start, chunk)?;
             }

@@ -14,6 +14,8 @@ use std::path::Path;
 
 use crate::error::{Error, ErrorKind, Result, fail};
 use crate::optimizer::Optimizer;
+use load::Readable;
+use save::{Snapshot, Writable};
 
 impl Optimizer {
     /// Writes moments, master copies, step counts and the seed to a safetensors file. Parameters are the caller's to
@@ -30,10 +32,11 @@ impl Optimizer {
     /// half-way.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
-        let snapshot = save::Snapshot::of(self)?;
+        let snapshot = Snapshot::of(self)?;
         file::replace(path, |file| {
             let explain = |error: &io::Error| io_error("write", path, error);
-            snapshot.write(file, &explain).map(drop)
+            let mut sink = Writable::new(file).map_err(|error| explain(&error))?;
+            snapshot.write(&mut sink, &explain).map(drop)
         })
     }
 
@@ -43,7 +46,7 @@ impl Optimizer {
     ///
     /// As for [`Optimizer::save`].
     pub fn save_size(&self) -> Result<u64> {
-        save::Snapshot::of(self)?.bytes()
+        Snapshot::of(self)?.bytes()
     }
 
     /// Writes what [`Optimizer::save`] does, from the sink's position on; how many bytes.
@@ -52,12 +55,13 @@ impl Optimizer {
     ///
     /// As for [`Optimizer::save`]. Part of the checkpoint may have been written then.
     pub fn save_to(&self, sink: &mut (impl Write + Seek)) -> Result<u64> {
-        save::Snapshot::of(self)?.write(sink, &|error| {
-            Error::new(
-                ErrorKind::Io,
-                format_args!("cannot write the checkpoint: {error}"),
-            )
-        })
+        let explain = |error: &io::Error| {
+            let message = format_args!("cannot write the checkpoint: {error}");
+            Error::new(ErrorKind::Io, message)
+        };
+        let snapshot = Snapshot::of(self)?;
+        let mut sink = Writable::new(sink).map_err(|error| explain(&error))?;
+        snapshot.write(&mut sink, &explain)
     }
 
     /// Takes moments, master copies, step counts and the seed from a file that [`Optimizer::save`] wrote. With the same
@@ -83,7 +87,8 @@ impl Optimizer {
             fail!(Io, "cannot read {}: not a regular file", path.display());
         }
         let mut file = File::open(path).map_err(|error| explain(&error))?;
-        load::load(self, &mut file, &explain).map_err(|error| match error.kind() {
+        let mut source = Readable::new(&mut file).map_err(|error| explain(&error))?;
+        load::load(self, &mut source, &explain).map_err(|error| match error.kind() {
             ErrorKind::Checkpoint => Error::new(
                 ErrorKind::Checkpoint,
                 format_args!("{}: {}", path.display(), error.message()),
@@ -98,12 +103,12 @@ impl Optimizer {
     ///
     /// As for [`Optimizer::load`].
     pub fn load_from(&mut self, source: &mut (impl Read + Seek)) -> Result<()> {
-        load::load(self, source, &|error| {
-            Error::new(
-                ErrorKind::Io,
-                format_args!("cannot read the checkpoint: {error}"),
-            )
-        })
+        let explain = |error: &io::Error| {
+            let message = format_args!("cannot read the checkpoint: {error}");
+            Error::new(ErrorKind::Io, message)
+        };
+        let mut source = Readable::new(source).map_err(|error| explain(&error))?;
+        load::load(self, &mut source, &explain)
     }
 }
 

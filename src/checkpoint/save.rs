@@ -12,8 +12,38 @@ use crate::error::Result;
 use crate::optimizer::Optimizer;
 
 /// Where a checkpoint is written to.
-pub(super) trait Sink: Write + Seek {}
-impl<T: Write + Seek> Sink for T {}
+pub(super) trait Sink {
+    /// Writes all of these, from `offset` on.
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Nothing more comes: the end is at `offset`.
+    fn finish(&mut self, offset: u64) -> io::Result<()>;
+}
+
+/// A file or the like, from a position on.
+pub(super) struct Writable<'a, T> {
+    inner: &'a mut T,
+    start: u64,
+}
+
+impl<'a, T: Write + Seek> Writable<'a, T> {
+    pub(super) fn new(inner: &'a mut T) -> io::Result<Self> {
+        let start = inner.stream_position()?;
+        Ok(Self { inner, start })
+    }
+}
+
+impl<T: Write + Seek> Sink for Writable<'_, T> {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.inner.seek(SeekFrom::Start(self.start + offset))?;
+        self.inner.write_all(bytes)
+    }
+
+    fn finish(&mut self, offset: u64) -> io::Result<()> {
+        self.inner.seek(SeekFrom::Start(self.start + offset))?;
+        self.inner.flush()
+    }
+}
 
 /// The state of an optimizer as a checkpoint will have it.
 pub(super) struct Snapshot<'a> {
@@ -26,7 +56,7 @@ pub(super) struct Snapshot<'a> {
 impl<'a> Snapshot<'a> {
     pub(super) fn of(optimizer: &'a Optimizer) -> Result<Self> {
         optimizer.check_state_is_whole()?;
-        let (mut entries, mut arrays) = (Vec::new(), Vec::new());
+        let (mut entries, mut masters, mut moments) = (Vec::new(), Vec::new(), Vec::new());
         for (index, tensor) in optimizer.tensors.iter().enumerate() {
             let Some(tensor) = tensor else { continue };
             let progress = optimizer.progress(index)?;
@@ -34,12 +64,11 @@ impl<'a> Snapshot<'a> {
             let has_moments = progress.step_count > 0;
             let has_master = has_moments && progress.master_started && !tensor.master.is_null();
             for (part, (start, bytes)) in Part::ALL.into_iter().zip(tensor.state()) {
-                let is_there = match part {
-                    Part::Master => has_master,
-                    Part::ExpAvg | Part::ExpAvgSq => has_moments,
-                };
-                if is_there {
-                    arrays.push((entries.len(), Array { part, start, bytes }));
+                let array = (entries.len(), Array { part, start, bytes });
+                match part {
+                    Part::Master if has_master => masters.push(array),
+                    Part::ExpAvg | Part::ExpAvgSq if has_moments => moments.push(array),
+                    _ => {}
                 }
             }
             entries.push(Entry {
@@ -57,11 +86,11 @@ impl<'a> Snapshot<'a> {
             });
         }
         // The larger elements first, so that all are aligned if the data is.
-        arrays.sort_by_key(|(_, array)| array.part != Part::Master);
+        masters.append(&mut moments);
         Ok(Self {
             backend: &optimizer.backend,
             description: Description::new(&optimizer.options, entries),
-            arrays,
+            arrays: masters,
         })
     }
 
@@ -82,14 +111,8 @@ impl<'a> Snapshot<'a> {
     /// Writes the data, and then before it the header, with the checksums; how many bytes.
     pub(super) fn write(mut self, sink: &mut dyn Sink, explain: Explain<'_>) -> Result<u64> {
         let explain = |error: io::Error| explain(&error);
-        let bytes = self.bytes()?;
         let header_bytes = self.header_bytes()?;
-        let start = sink.stream_position().map_err(explain)?;
-        let seek = |sink: &mut dyn Sink, offset: u64| {
-            sink.seek(SeekFrom::Start(start + offset)).map_err(explain)
-        };
-
-        seek(sink, header_bytes as u64)?;
+        let mut offset = header_bytes as u64;
         let mut room = room(self.arrays.iter().map(|(_, array)| array))?;
         // Master copies come first in the file, and last in the checksum.
         let mut moments = vec![Hasher::new(); self.description.tensors.len()];
@@ -105,7 +128,8 @@ impl<'a> Snapshot<'a> {
                 // whoever brought it), and holds values: a step has written them, or the caller has said so.
                 unsafe { self.backend.read_state(start, chunk)? };
                 hashers[*entry].update(chunk);
-                sink.write_all(chunk).map_err(explain)?;
+                sink.write_at(offset, chunk).map_err(explain)?;
+                offset += bytes as u64;
             }
         }
         let hashers = moments.into_iter().zip(masters);
@@ -117,10 +141,8 @@ impl<'a> Snapshot<'a> {
         let header = self
             .description
             .to_header(&self.arrays, Some(header_bytes))?;
-        seek(sink, 0)?;
-        sink.write_all(&header).map_err(explain)?;
-        seek(sink, bytes)?;
-        sink.flush().map_err(explain)?;
-        Ok(bytes)
+        sink.write_at(0, &header).map_err(explain)?;
+        sink.finish(offset).map_err(explain)?;
+        Ok(offset)
     }
 }
