@@ -62,8 +62,8 @@ impl Seek for Nowhere {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         self.position = match to {
             SeekFrom::Start(offset) => offset,
-            SeekFrom::Current(offset) => self.position.strict_add_signed(offset),
-            SeekFrom::End(offset) => self.end.strict_add_signed(offset),
+            SeekFrom::Current(offset) => self.position.wrapping_add_signed(offset),
+            SeekFrom::End(offset) => self.end.wrapping_add_signed(offset),
         };
         Ok(self.position)
     }
