@@ -444,14 +444,24 @@ class Optimizer {
     }
     void save(const std::string &path) { check(try_save(path.c_str())); }
     void load(const std::string &path) { check(try_load(path.c_str())); }
-    std::vector<unsigned char> save_to_memory() {
+    std::uint64_t save_size() {
         std::uint64_t bytes = 0;
         check(try_save_size(bytes));
-        std::vector<unsigned char> buffer(static_cast<std::size_t>(bytes));
-        check(try_save_to_memory(buffer.data(), buffer.size(), bytes));
+        return bytes;
+    }
+    /** Returns how many bytes were written. */
+    std::uint64_t save_to_memory(void *buffer, std::size_t size) {
+        std::uint64_t written = 0;
+        check(try_save_to_memory(buffer, size, written));
+        return written;
+    }
+    std::vector<unsigned char> save_to_memory() {
+        std::vector<unsigned char> buffer(static_cast<std::size_t>(save_size()));
+        (void)save_to_memory(buffer.data(), buffer.size());
         return buffer;
     }
     void load_from_memory(const void *buffer, std::size_t size) { check(try_load_from_memory(buffer, size)); }
+    void load_from_memory(const std::vector<unsigned char> &buffer) { load_from_memory(buffer.data(), buffer.size()); }
 #endif
 
   private:

@@ -1,9 +1,8 @@
 //! A file that is replaced as a whole, or not at all.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::ErrorKind as IoErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::io_error;
 use crate::error::{Error, ErrorKind, Result, fail};
@@ -11,9 +10,12 @@ use crate::error::{Error, ErrorKind, Result, fail};
 /// Writes a new file in place of the one at `path`, if there is one. Until `write` has returned and all is on the disk,
 /// the old file stays; after an error too.
 pub(super) fn replace(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
+    if path.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        fail!(Io, "cannot write {}: the name of a folder", path.display());
+    }
     let target = destination(path)?;
     let folder = folder_of(&target);
-    let (mut file, temporary) = create_beside(folder)?;
+    let (mut file, temporary) = create_beside(&target)?;
     // First, so that nobody reads in the new file what the old one kept from him. As far as the system lets us.
     if let Ok(old) = fs::metadata(&target) {
         let _ = file.set_permissions(old.permissions());
@@ -24,7 +26,8 @@ pub(super) fn replace(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) 
                 .map_err(|error| io_error("write", &temporary, &error))
         })
         .and_then(|()| {
-            // Windows renames no open file.
+            // Windows renames no open file; elsewhere the lock stays until there is nothing more to lock.
+            #[cfg(not(unix))]
             drop(file);
             fs::rename(&temporary, &target).map_err(|error| io_error("write", &target, &error))
         });
@@ -60,23 +63,72 @@ fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// Creates a file with a name of its own.
-fn create_beside(folder: &Path) -> Result<(File, PathBuf)> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
+/// Creates the file that will replace `target`, beside it, and locks it for as long as it is open. One that a process
+/// left behind when it died is nobody's any more, and goes.
+fn create_beside(target: &Path) -> Result<(File, PathBuf)> {
     const ATTEMPTS: u32 = 1000;
+    const LONGEST_NAME: usize = 200;
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    let name: String = name.chars().take(LONGEST_NAME / 4).collect();
     let mut attempt = 0;
     loop {
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = folder.join(format!(".mofo-{}-{count}.tmp", std::process::id()));
+        let path = folder_of(target).join(format!(".{name}.mofo-{attempt}.tmp"));
         match OpenOptions::new().write(true).create_new(true).open(&path) {
-            Ok(file) => return Ok((file, path)),
-            // Left by a process that crashed, and had this number.
+            Ok(file) if lock(&file, &path) => return Ok((file, path)),
+            // Another process is looking whether anybody's it is.
+            Ok(_) => {}
             Err(error) if error.kind() == IoErrorKind::AlreadyExists && attempt < ATTEMPTS => {
-                attempt += 1;
+                if remove_abandoned(&path) {
+                    continue;
+                }
             }
             Err(error) => return Err(io_error("create", &path, &error)),
         }
+        attempt += 1;
     }
+}
+
+/// Locks a file; false if somebody else has, or if it is not at `path` any more. Where files cannot be locked, nothing is
+/// removed either.
+fn lock(file: &File, path: &Path) -> bool {
+    match file.try_lock() {
+        Ok(()) => is_at(file, path),
+        Err(TryLockError::WouldBlock) => false,
+        Err(TryLockError::Error(_)) => true,
+    }
+}
+
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let place = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    match (file.metadata(), fs::symlink_metadata(path)) {
+        (Ok(ours), Ok(there)) => place(ours) == place(there),
+        _ => false,
+    }
+}
+
+/// Open files are not removed there.
+#[cfg(not(unix))]
+fn is_at(_file: &File, _path: &Path) -> bool {
+    true
+}
+
+/// Removes a file that no process has locked: whoever wrote it is dead. Whether it is gone.
+#[cfg(unix)]
+fn remove_abandoned(path: &Path) -> bool {
+    let is_file = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file());
+    let Some(file) = is_file.then(|| File::open(path).ok()).flatten() else {
+        return false;
+    };
+    // While it is locked here, no other process removes it, nor therefore makes a new one of the name.
+    file.try_lock().is_ok() && is_at(&file, path) && fs::remove_file(path).is_ok()
+}
+
+/// Elsewhere there is no telling whether it is still the file that was looked at.
+#[cfg(not(unix))]
+fn remove_abandoned(_path: &Path) -> bool {
+    false
 }
 
 /// Makes the new name survive a power failure.
@@ -88,7 +140,9 @@ fn sync_folder(folder: &Path) -> Result<()> {
         Err(error)
             if matches!(
                 error.kind(),
-                IoErrorKind::InvalidInput | IoErrorKind::PermissionDenied
+                IoErrorKind::InvalidInput
+                    | IoErrorKind::PermissionDenied
+                    | IoErrorKind::Unsupported
             ) =>
         {
             Ok(())

@@ -1,5 +1,6 @@
 //! What stands before the arrays of a checkpoint: the header of a safetensors file, and the description in it.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use safetensors::Dtype;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::array::{Array, Part};
 use crate::config::{self, Options, StateDtype};
 use crate::error::{Error, ErrorKind, Result, fail};
+use crate::memory::try_with_capacity;
 
 /// The version that this library writes, and the only one that it reads.
 const FORMAT_VERSION: u64 = 1;
@@ -21,7 +23,7 @@ const METADATA: &str = "__metadata__";
 
 /// What a checkpoint says of itself and of its tensors. Fields that loading does not look at are for people and tools.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Description {
+pub(super) struct Description<'a> {
     format_version: u64,
     #[serde(skip_deserializing)]
     library_version: &'static str,
@@ -29,7 +31,7 @@ pub(super) struct Description {
     pub state_dtype: StateDtype,
     #[serde(skip_deserializing)]
     options: Option<Settings>,
-    pub tensors: Vec<Entry>,
+    pub tensors: Vec<Entry<'a>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -50,8 +52,8 @@ struct Settings {
 
 /// One tensor.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Entry {
-    pub name: String,
+pub(super) struct Entry<'a> {
+    pub name: Cow<'a, str>,
     pub numel: u64,
     pub step_count: u64,
     /// Its master copy is among the arrays.
@@ -70,8 +72,8 @@ pub(super) struct Entry {
     pub learning_rate_scale: f64,
 }
 
-impl Description {
-    pub(super) fn new(options: &Options, tensors: Vec<Entry>) -> Self {
+impl<'a> Description<'a> {
+    pub(super) fn new(options: &Options, tensors: Vec<Entry<'a>>) -> Self {
         Self {
             format_version: FORMAT_VERSION,
             library_version: env!("CARGO_PKG_VERSION"),
@@ -102,26 +104,29 @@ impl Description {
         arrays: &[(usize, Array)],
         bytes: Option<usize>,
     ) -> Result<Vec<u8>> {
-        let description = serde_json::to_string(self).map_err(internal)?;
+        const LENGTH: usize = LENGTH_BYTES as usize;
+        // About what the header takes, with names of letters and digits; three times that while it grows.
+        let names = self.tensors.iter().map(|entry| entry.name.len() as u64);
+        reserve(names.map(|name| 3 * (1024 + 8 * name)).sum())?;
+        let text = serde_json::to_string(self).map_err(internal)?;
         let json = serde_json::to_vec(&ToWrite {
             metadata: Strings {
-                crc32: Some(crc32_of(&description)),
-                description: Some(description),
+                mofo_crc32: Some(crc32_of(&text)),
+                mofo: Some(text),
             },
             description: self,
             arrays,
         })
         .map_err(internal)?;
-        let mut all = Vec::with_capacity(json.len() + 2 * LENGTH_BYTES as usize);
-        all.extend_from_slice(&[0; LENGTH_BYTES as usize]);
+        let mut all = vec![0; LENGTH];
         all.extend_from_slice(&json);
-        let bytes = bytes.unwrap_or(all.len().next_multiple_of(LENGTH_BYTES as usize));
+        let bytes = bytes.unwrap_or(all.len().next_multiple_of(LENGTH));
         if all.len() > bytes {
             fail!(Internal, "the checkpoint's header has outgrown its place");
         }
         all.resize(bytes, b' ');
         let length = bytes as u64 - LENGTH_BYTES;
-        all[..LENGTH_BYTES as usize].copy_from_slice(&length.to_le_bytes());
+        all[..LENGTH].copy_from_slice(&length.to_le_bytes());
         Ok(all)
     }
 }
@@ -129,17 +134,8 @@ impl Description {
 /// A header, always in the same order: the crate would write the metadata in a random one.
 struct ToWrite<'a> {
     metadata: Strings,
-    description: &'a Description,
+    description: &'a Description<'a>,
     arrays: &'a [(usize, Array)],
-}
-
-#[derive(Default, Serialize, Deserialize)]
-#[serde(default)]
-struct Strings {
-    #[serde(rename = "mofo")]
-    description: Option<String>,
-    #[serde(rename = "mofo_crc32")]
-    crc32: Option<String>,
 }
 
 impl Serialize for ToWrite<'_> {
@@ -162,8 +158,12 @@ impl Serialize for ToWrite<'_> {
     }
 }
 
-fn crc32_of(description: &str) -> String {
-    format!("{:08x}", crc32fast::hash(description.as_bytes()))
+/// The metadata: the description, and its checksum.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Strings {
+    mofo: Option<String>,
+    mofo_crc32: Option<String>,
 }
 
 /// A header, as it is read. The crate's own reader, which tells metadata and arrays apart by other means, would be 30 KB
@@ -205,18 +205,19 @@ impl<'de> Deserialize<'de> for AsRead {
     }
 }
 
-/// The metadata's checksum of the description.
 /// A header that was read: what the file holds, and where.
 #[derive(Debug)]
 pub(super) struct Header {
     metadata: Metadata,
     num_arrays: usize,
-    description: Description,
+    description: Description<'static>,
 }
 
 impl Header {
     /// Reads the header, without its length, of a file with `data_bytes` bytes of data.
     pub(super) fn parse(json: &[u8], data_bytes: u64) -> Result<Self> {
+        // The least that an array takes in JSON is 50 bytes, and in memory, while lists and tables grow, some 400.
+        reserve((json.len() as u64).saturating_mul(16))?;
         let damaged = |error: &dyn fmt::Display| {
             bad(format_args!("the safetensors header is damaged: {error}"))
         };
@@ -234,14 +235,14 @@ impl Header {
                 metadata.data_len()
             );
         }
-        let Some(description) = &strings.description else {
+        let Some(description) = &strings.mofo else {
             fail!(
                 Checkpoint,
                 "a safetensors file, but not a checkpoint of mofo: its metadata has no \"mofo\""
             );
         };
         let found = crc32_of(description);
-        if strings.crc32.as_ref() != Some(&found) {
+        if strings.mofo_crc32.as_ref() != Some(&found) {
             fail!(
                 Checkpoint,
                 "the description is damaged: its CRC-32 is {found}, and should be what \"mofo_crc32\" says"
@@ -255,7 +256,7 @@ impl Header {
         })
     }
 
-    pub(super) fn description(&self) -> &Description {
+    pub(super) fn description(&self) -> &Description<'static> {
         &self.description
     }
 
@@ -265,7 +266,7 @@ impl Header {
     }
 
     /// Where an array of a tensor begins, from the start of the data.
-    pub(super) fn offset_of(&self, entry: &Entry, part: Part) -> Result<u64> {
+    pub(super) fn offset_of(&self, entry: &Entry<'_>, part: Part) -> Result<u64> {
         let key = part.key(&entry.name);
         let Some(info) = self.metadata.info(&key) else {
             fail!(Checkpoint, "the array \"{key}\" is missing");
@@ -284,7 +285,7 @@ impl Header {
     }
 }
 
-impl Description {
+impl Description<'static> {
     fn parse(json: &str) -> Result<Self> {
         #[derive(Deserialize)]
         struct Version {
@@ -301,6 +302,30 @@ impl Description {
         }
         serde_json::from_str(json).map_err(damaged)
     }
+}
+
+/// In eight digits.
+fn crc32_of(description: &str) -> String {
+    format!("{:08x}", crc32fast::hash(description.as_bytes()))
+}
+
+/// A header of tensors with these names is never longer.
+pub(super) fn longest_header<'a>(names: impl Iterator<Item = &'a str>) -> u64 {
+    const OF_THE_FILE: u64 = 1 << 16;
+    const OF_A_TENSOR: u64 = 4096;
+    // The name stands there four times, and as JSON in JSON a byte of it takes up to 7.
+    const OF_A_BYTE_OF_A_NAME: u64 = 4 * 7;
+    let bytes = names.map(|name| OF_A_TENSOR + OF_A_BYTE_OF_A_NAME * name.len() as u64);
+    OF_THE_FILE + bytes.sum::<u64>()
+}
+
+/// Asks for memory, and gives it back: what writes and reads JSON has no way to report that there is not enough.
+fn reserve(bytes: u64) -> Result<()> {
+    let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+    let memory: Vec<u8> = try_with_capacity(bytes, "the checkpoint's header")?;
+    // Else the compiler may find that nobody needs it.
+    std::hint::black_box(&memory);
+    Ok(())
 }
 
 fn dtype_of(part: Part, state_dtype: StateDtype) -> Dtype {

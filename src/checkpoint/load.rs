@@ -6,9 +6,9 @@ use crc32fast::Hasher;
 
 use super::Explain;
 use super::array::{Array, Part, room};
-use super::header::{Entry, Header, LENGTH_BYTES};
+use super::header::{Entry, Header, LENGTH_BYTES, longest_header};
 use crate::config::step_count;
-use crate::error::{Result, fail};
+use crate::error::{Error, Result, fail};
 use crate::memory::try_with_capacity;
 use crate::optimizer::Optimizer;
 use crate::tensor::{Progress, Tensor};
@@ -55,7 +55,7 @@ impl<T: Read + Seek> Source for Readable<'_, T> {
 /// An optimizer's tensor, and what the checkpoint has of it.
 struct Match<'a> {
     index: usize,
-    entry: &'a Entry,
+    entry: &'a Entry<'static>,
     /// With where each begins in the source. In the order in which they are hashed.
     arrays: Vec<(u64, Array)>,
 }
@@ -79,17 +79,30 @@ pub(super) fn load(
     // it), and which nobody else touches during a call.
     read_arrays(source, &matches, explain, &mut |start, chunk| unsafe {
         backend.write_state(start, chunk)
-    })?;
+    })
+    .map_err(lost)?;
     for Match { index, entry, .. } in matches {
         let progress = Progress {
             step_count: entry.step_count,
             master_started: entry.master,
         };
-        optimizer.set_progress(index, progress)?;
+        optimizer.set_progress(index, progress).map_err(lost)?;
     }
     optimizer.options.seed = header.description().seed;
     optimizer.half_loaded = false;
     Ok(())
+}
+
+/// The error of a load that has begun to change the state.
+fn lost(error: Error) -> Error {
+    Error::new(
+        error.kind(),
+        format_args!(
+            "{}; this came when the file, which had been checked, was read again: moments are lost, and only another load \
+             brings the optimizer back",
+            error.message()
+        ),
+    )
 }
 
 /// Reads the header; with it, where the data begins.
@@ -109,7 +122,9 @@ fn read_header(
     let mut length = [0; LENGTH_BYTES as usize];
     source.read_at(0, &mut length).map_err(explain)?;
     let length = u64::from_le_bytes(length);
-    let most = longest_header(optimizer).min(bytes - LENGTH_BYTES);
+    // Others are not even read: parsing one takes several times its memory.
+    let names = optimizer.tensors.iter().flatten().map(Tensor::name);
+    let most = longest_header(names).min(bytes - LENGTH_BYTES);
     if length > most {
         fail!(
             Checkpoint,
@@ -122,18 +137,6 @@ fn read_header(
     source.read_at(LENGTH_BYTES, &mut json).map_err(explain)?;
     let data = LENGTH_BYTES + length;
     Ok((Header::parse(&json, bytes - data)?, data))
-}
-
-/// A header of these tensors is never longer. Others are not even read: parsing one takes several times its memory.
-fn longest_header(optimizer: &Optimizer) -> u64 {
-    const OF_THE_FILE: u64 = 1 << 20;
-    const OF_A_TENSOR: u64 = 4096;
-    // The name stands there four times, and as JSON in JSON a byte of it takes up to 7.
-    const OF_A_BYTE_OF_A_NAME: u64 = 4 * 7;
-    let tensors = optimizer.tensors.iter().flatten();
-    let bytes =
-        tensors.map(|tensor| OF_A_TENSOR + OF_A_BYTE_OF_A_NAME * tensor.name().len() as u64);
-    OF_THE_FILE + bytes.sum::<u64>()
 }
 
 /// Checks a checkpoint against the optimizer's tensors.
@@ -177,7 +180,10 @@ fn match_tensors<'a>(
 }
 
 /// What the checkpoint has for each of the optimizer's tensors.
-fn entries_of<'a>(optimizer: &Optimizer, header: &'a Header) -> Result<Vec<Option<&'a Entry>>> {
+fn entries_of<'a>(
+    optimizer: &Optimizer,
+    header: &'a Header,
+) -> Result<Vec<Option<&'a Entry<'static>>>> {
     let mut found = vec![None; optimizer.tensors.len()];
     // Most often they are in the same order.
     let mut expected = 0;
@@ -209,7 +215,7 @@ fn match_tensor(
     header: &Header,
     data: u64,
     tensor: &Tensor,
-    entry: &Entry,
+    entry: &Entry<'_>,
 ) -> Result<Vec<(u64, Array)>> {
     if entry.numel != tensor.numel {
         fail!(

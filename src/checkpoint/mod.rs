@@ -21,7 +21,7 @@ impl Optimizer {
     /// Writes moments, master copies, step counts and the seed to a safetensors file. Parameters are the caller's to
     /// save.
     ///
-    /// A file that is already at `path` is replaced as a whole: a new one is written beside it (`.mofo-….tmp`), brought
+    /// A file that is already at `path` is replaced as a whole: a new one is written beside it (`.NAME.mofo-0.tmp`), brought
     /// to the disk and renamed. If that fails, or the process dies meanwhile, the old one stays. What is there and not a regular
     /// file is not replaced. On CUDA this waits for the steps that were taken, but not for those replayed from a graph,
     /// which the caller must have waited for.
@@ -55,11 +55,23 @@ impl Optimizer {
     ///
     /// As for [`Optimizer::save`]. Part of the checkpoint may have been written then.
     pub fn save_to(&self, sink: &mut (impl Write + Seek)) -> Result<u64> {
-        let explain = |error: &io::Error| {
-            let message = format_args!("cannot write the checkpoint: {error}");
-            Error::new(ErrorKind::Io, message)
-        };
+        let explain = |error: &io::Error| stream_error("write", error);
         let snapshot = Snapshot::of(self)?;
+        let mut sink = Writable::new(sink).map_err(|error| explain(&error))?;
+        snapshot.write(&mut sink, &explain)
+    }
+
+    /// As [`Optimizer::save_to`], unless there are fewer than `size` bytes of room.
+    pub(crate) fn save_if_it_fits(&self, sink: &mut (impl Write + Seek), size: u64) -> Result<u64> {
+        let snapshot = Snapshot::of(self)?;
+        let needed = snapshot.bytes()?;
+        if size < needed {
+            fail!(
+                InvalidArgument,
+                "size is {size}; this checkpoint takes {needed} bytes (mofo_save_size)"
+            );
+        }
+        let explain = |error: &io::Error| stream_error("write", error);
         let mut sink = Writable::new(sink).map_err(|error| explain(&error))?;
         snapshot.write(&mut sink, &explain)
     }
@@ -103,10 +115,7 @@ impl Optimizer {
     ///
     /// As for [`Optimizer::load`].
     pub fn load_from(&mut self, source: &mut (impl Read + Seek)) -> Result<()> {
-        let explain = |error: &io::Error| {
-            let message = format_args!("cannot read the checkpoint: {error}");
-            Error::new(ErrorKind::Io, message)
-        };
+        let explain = |error: &io::Error| stream_error("read", error);
         let mut source = Readable::new(source).map_err(|error| explain(&error))?;
         load::load(self, &mut source, &explain)
     }
@@ -114,6 +123,13 @@ impl Optimizer {
 
 /// Says what the system said.
 type Explain<'a> = &'a dyn Fn(&io::Error) -> Error;
+
+fn stream_error(what: &str, error: &io::Error) -> Error {
+    Error::new(
+        ErrorKind::Io,
+        format_args!("cannot {what} the checkpoint: {error}"),
+    )
+}
 
 fn io_error(what: &str, path: &Path, error: &io::Error) -> Error {
     Error::new(

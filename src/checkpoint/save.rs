@@ -1,5 +1,6 @@
 //! Writing a checkpoint.
 
+use std::borrow::Cow;
 use std::io::{self, Seek, SeekFrom, Write};
 
 use crc32fast::Hasher;
@@ -9,7 +10,11 @@ use super::array::{Array, Part, room};
 use super::header::{Description, Entry};
 use crate::backend::Backend;
 use crate::error::Result;
+use crate::memory::try_with_capacity;
 use crate::optimizer::Optimizer;
+
+/// What memory is asked for.
+const WHAT: &str = "the checkpoint's list of tensors";
 
 /// Where a checkpoint is written to.
 pub(super) trait Sink {
@@ -48,7 +53,7 @@ impl<T: Write + Seek> Sink for Writable<'_, T> {
 /// The state of an optimizer as a checkpoint will have it.
 pub(super) struct Snapshot<'a> {
     backend: &'a Backend,
-    description: Description,
+    description: Description<'a>,
     /// With the number of the entry that each is of; in the order of the file.
     arrays: Vec<(usize, Array)>,
 }
@@ -56,7 +61,10 @@ pub(super) struct Snapshot<'a> {
 impl<'a> Snapshot<'a> {
     pub(super) fn of(optimizer: &'a Optimizer) -> Result<Self> {
         optimizer.check_state_is_whole()?;
-        let (mut entries, mut masters, mut moments) = (Vec::new(), Vec::new(), Vec::new());
+        let count = optimizer.tensors.len();
+        let mut entries = try_with_capacity(count, WHAT)?;
+        let mut masters = try_with_capacity(Part::ALL.len() * count, WHAT)?;
+        let mut moments = try_with_capacity(2 * count, WHAT)?;
         for (index, tensor) in optimizer.tensors.iter().enumerate() {
             let Some(tensor) = tensor else { continue };
             let progress = optimizer.progress(index)?;
@@ -72,7 +80,7 @@ impl<'a> Snapshot<'a> {
                 }
             }
             entries.push(Entry {
-                name: tensor.name().to_owned(),
+                name: Cow::Borrowed(tensor.name()),
                 numel: tensor.numel,
                 step_count: progress.step_count,
                 master: has_master,
@@ -115,8 +123,11 @@ impl<'a> Snapshot<'a> {
         let mut offset = header_bytes as u64;
         let mut room = room(self.arrays.iter().map(|(_, array)| array))?;
         // Master copies come first in the file, and last in the checksum.
-        let mut moments = vec![Hasher::new(); self.description.tensors.len()];
-        let mut masters = moments.clone();
+        let count = self.description.tensors.len();
+        let mut moments = try_with_capacity(count, WHAT)?;
+        let mut masters = try_with_capacity(count, WHAT)?;
+        moments.resize(count, Hasher::new());
+        masters.resize(count, Hasher::new());
         for (entry, array) in &self.arrays {
             let hashers = match array.part {
                 Part::Master => &mut masters,

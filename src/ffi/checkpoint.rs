@@ -9,16 +9,18 @@ use super::structs::check_pointer;
 use crate::error::{Result, fail};
 
 /// Writes the optimizer's state to a file: moments, master copies, step counts and the seed, as safetensors
-/// (docs/checkpoints.md describes the format). Parameters are yours to save. `path` is UTF-8 on Windows, elsewhere as the
-/// system has it.
+/// (docs/checkpoints.md describes the format). Parameters are yours to save. `path` is UTF-8 on Windows, elsewhere as
+/// the system has it.
 ///
-/// A file that is already there is replaced as a whole: a new one is written beside it, named `.mofo-....tmp`, brought to the
-/// disk and renamed. If anything before that fails, or the process dies, the old one stays. (Last, the folder is synced: if that
-/// fails, the message says so, and the new file is there.) What is there and not a regular file is not replaced. No second copy of the state is made. On CUDA this waits for the steps that were taken, but not for those
-/// replayed from a graph: wait for these first.
+/// A file that is already there is replaced as a whole: a new one is written beside it (`.NAME.mofo-0.tmp`), brought to
+/// the disk and renamed. If anything before that fails, or the process dies, the old one stays; what a dead process
+/// has left beside it, the next save removes. (Last, the folder is synced: if that fails, the message says so, and the
+/// new file is there.) What is there and not a regular file is not replaced. No second copy of the state is made. On
+/// CUDA this waits for the steps that were taken, but not for those replayed from a graph: wait for these first.
 ///
 /// Errors: `MOFO_ERROR_INVALID_ARGUMENT` for a NULL or an empty path, `MOFO_ERROR_IO` if the system cannot write the
-/// file, `MOFO_ERROR_INVALID_STATE` after a load that broke off half-way.
+/// file, `MOFO_ERROR_INVALID_STATE` after a load that broke off half-way, `MOFO_ERROR_OUT_OF_MEMORY`,
+/// `MOFO_ERROR_CUDA`.
 ///
 /// # Safety
 ///
@@ -29,19 +31,23 @@ pub unsafe extern "C" fn mofo_save(optimizer: *mut mofo_optimizer, path: *const 
     unsafe { with_optimizer(optimizer, |optimizer| optimizer.save(read_path(path)?)) }
 }
 
-/// Takes the state from a file that `mofo_save` wrote, into an optimizer to which the same tensors were added. With the same
-/// parameters, options and gradients, training then goes on with the same bits as if it had never stopped, also on another
-/// device.
+/// Takes the state from a file that `mofo_save` wrote, into an optimizer to which the same tensors were added. With the
+/// same parameters, options and gradients, training then goes on with the same bits as if it had never stopped, also
+/// on another device.
 ///
-/// Tensors are matched by name, in any order; the file must have all of the optimizer's, with as many entries and moments
-/// of the same type, and no others. The seed is taken from the file; hyper-parameters, overrides and numbers of blocks
-/// stay as they were set here. Where a tensor has a master copy and the file has none for it, the master starts from the
-/// parameter at the next step. Thresholds are those of the next step, once it was taken. On CUDA this waits as `mofo_save` does.
+/// Tensors are matched by name, in any order; the file must have all of the optimizer's, with as many entries and
+/// moments of the same type, and no others. The seed is taken from the file; hyper-parameters, overrides and numbers of
+/// blocks stay as they were set here. Where a tensor has a master copy and the file has none for it, the master starts
+/// from the parameter at the next step. Thresholds are those of the next step, once it was taken. On CUDA this waits as
+/// `mofo_save` does.
 ///
-/// Errors: `MOFO_ERROR_INVALID_ARGUMENT` for a NULL or an empty path, `MOFO_ERROR_IO` if the system cannot read the file,
-/// `MOFO_ERROR_CHECKPOINT` if it is damaged or no checkpoint of these tensors. The whole file is checked before anything is
-/// changed, and then read once more. Only if that fails (the disk, or somebody changed the file meanwhile) moments are
-/// lost: the optimizer then refuses to step and to save, with `MOFO_ERROR_INVALID_STATE`, until a load succeeds.
+/// The whole file is checked before anything is changed, and then read once more. Only if that fails (the disk or the
+/// device, or somebody changed the file meanwhile) moments are lost: the message says so, and the optimizer then
+/// refuses to step and to save, with `MOFO_ERROR_INVALID_STATE`, until a load succeeds.
+///
+/// Errors: `MOFO_ERROR_INVALID_ARGUMENT` for a NULL or an empty path, `MOFO_ERROR_IO` if the system cannot read the
+/// file, `MOFO_ERROR_CHECKPOINT` if it is damaged or no checkpoint of these tensors, `MOFO_ERROR_OUT_OF_MEMORY`,
+/// `MOFO_ERROR_CUDA`.
 ///
 /// # Safety
 ///
@@ -54,7 +60,7 @@ pub unsafe extern "C" fn mofo_load(optimizer: *mut mofo_optimizer, path: *const 
 
 /// Writes to `*bytes` how many bytes `mofo_save_to_memory` would write now. It changes with steps and tensors.
 ///
-/// Errors: `MOFO_ERROR_INVALID_ARGUMENT`, `MOFO_ERROR_INVALID_STATE`.
+/// Errors: `MOFO_ERROR_INVALID_ARGUMENT`, `MOFO_ERROR_INVALID_STATE`, `MOFO_ERROR_OUT_OF_MEMORY`, `MOFO_ERROR_CUDA`.
 ///
 /// # Safety
 ///
@@ -71,11 +77,11 @@ pub unsafe extern "C" fn mofo_save_size(optimizer: *mut mofo_optimizer, bytes: *
     }
 }
 
-/// Writes what `mofo_save` writes to `buffer`, which has `size` bytes and overlaps none of the optimizer's buffers, and to
-/// `*written` how many bytes that were. On CUDA too the buffer is host memory.
+/// Writes what `mofo_save` writes to `buffer`, which has `size` bytes and overlaps none of the optimizer's buffers, and
+/// to `*written` how many bytes that were. On CUDA too the buffer is host memory.
 ///
 /// Errors: `MOFO_ERROR_INVALID_ARGUMENT` also if `size` is below what `mofo_save_size` says: then nothing is written;
-/// `MOFO_ERROR_INVALID_STATE` as for `mofo_save`.
+/// others as for `mofo_save`.
 ///
 /// # Safety
 ///
@@ -93,28 +99,21 @@ pub unsafe extern "C" fn mofo_save_to_memory(
             let start = buffer.cast::<u8>();
             check_pointer("buffer", start)?;
             check_pointer("written", written)?;
-            let needed = optimizer.save_size()?;
-            if size < needed {
-                fail!(
-                    InvalidArgument,
-                    "size is {size}; this checkpoint takes {needed} bytes (mofo_save_size)"
-                );
-            }
             let mut sink = CallersMemory {
                 start,
                 size,
                 position: 0,
             };
-            written.write(optimizer.save_to(&mut sink)?);
+            written.write(optimizer.save_if_it_fits(&mut sink, size)?);
             Ok(())
         })
     }
 }
 
-/// As `mofo_load`, from the `size` bytes at `buffer`, which are all of what `mofo_save_to_memory` wrote or `mofo_save` put into a
-/// file, and overlap none of the optimizer's buffers.
+/// As `mofo_load`, from the `size` bytes at `buffer`, which are all of what `mofo_save_to_memory` wrote or `mofo_save`
+/// put into a file, and overlap none of the optimizer's buffers.
 ///
-/// Errors: `MOFO_ERROR_INVALID_ARGUMENT`, `MOFO_ERROR_CHECKPOINT` as for `mofo_load`.
+/// Errors: as for `mofo_load`.
 ///
 /// # Safety
 ///

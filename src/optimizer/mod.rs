@@ -2,6 +2,7 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+mod names;
 mod state;
 mod step;
 
@@ -14,6 +15,7 @@ use crate::memory::try_reserve_one;
 use crate::overlap::Extent;
 use crate::rule::random::hash_name;
 use crate::tensor::{Buffers, Tensor};
+use names::Names;
 use step::Participant;
 
 pub use state::{Memory, StateSize, TensorState, state_size};
@@ -28,6 +30,7 @@ pub struct Optimizer {
     pub(crate) backend: Backend,
     /// By index; removed tensors leave a gap.
     pub(crate) tensors: Vec<Option<Tensor>>,
+    names: Names,
     /// Numbers the calls that list tensors.
     call: u64,
     /// The bound buffers and the state of all tensors were seen not to overlap.
@@ -57,6 +60,7 @@ impl Optimizer {
             options,
             backend,
             tensors: Vec::new(),
+            names: Names::default(),
             call: 0,
             bindings_checked: false,
             half_loaded: false,
@@ -111,6 +115,7 @@ impl Optimizer {
             );
         }
         try_reserve_one(&mut self.tensors, "the tensor list")?;
+        self.names.reserve()?;
         let tensor = Tensor::new(&self.options, spec, &buffers, &self.backend)
             .map_err(|error| error.in_tensor(name))?;
         #[cfg(feature = "cuda")]
@@ -127,6 +132,7 @@ impl Optimizer {
             cuda.add(&description)
                 .map_err(|error| error.in_tensor(name))?;
         }
+        self.names.insert(tensor.name_hash, self.tensors.len());
         self.tensors.push(Some(tensor));
         self.bindings_checked = false;
         Ok(self.tensors.len() as u64 - 1)
@@ -143,7 +149,9 @@ impl Optimizer {
         if let Backend::Cuda(cuda) = &mut self.backend {
             cuda.remove(index as usize)?;
         }
-        self.tensors[index as usize] = None;
+        if let Some(tensor) = self.tensors[index as usize].take() {
+            self.names.remove(tensor.name_hash, index as usize);
+        }
         Ok(())
     }
 
@@ -161,11 +169,15 @@ impl Optimizer {
 
     fn position(&self, name: &str) -> Option<usize> {
         let name_hash = hash_name(name);
-        self.tensors.iter().position(|tensor| {
-            tensor
-                .as_ref()
-                .is_some_and(|tensor| tensor.name_hash == name_hash && tensor.name() == name)
-        })
+        let is_named = |tensor: &Option<Tensor>| {
+            let tensor = tensor.as_ref();
+            tensor.is_some_and(|tensor| tensor.name_hash == name_hash && tensor.name() == name)
+        };
+        let index = self.names.get(name_hash);
+        match index.filter(|&index| is_named(&self.tensors[index])) {
+            None if self.names.collided => self.tensors.iter().position(is_named),
+            index => index,
+        }
     }
 
     /// Binds a tensor to these buffers from now on; null unbinds.

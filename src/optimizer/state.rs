@@ -189,6 +189,7 @@ impl Optimizer {
             scratch: self.backend.scratch_bytes(),
             bookkeeping: (size_of::<Self>()
                 + self.tensors.capacity() * size_of::<Option<Tensor>>()
+                + self.names.bytes()
                 + self.participants.capacity() * size_of::<Participant>()
                 + self.jobs.capacity() * size_of::<Job>()
                 + self.extents.capacity() * size_of::<(Extent, u64)>())
