@@ -834,16 +834,18 @@ int32_t mofo_cpu_tier(struct mofo_optimizer *optimizer);
 
 /**
  * Writes the optimizer's state to a file: moments, master copies, step counts and the seed, as safetensors
- * (docs/checkpoints.md describes the format). Parameters are yours to save. `path` is UTF-8 on Windows, elsewhere as the
- * system has it.
+ * (docs/checkpoints.md describes the format). Parameters are yours to save. `path` is UTF-8 on Windows, elsewhere as
+ * the system has it.
  *
- * A file that is already there is replaced as a whole: a new one is written beside it, named `.mofo-....tmp`, brought to the
- * disk and renamed. If anything before that fails, or the process dies, the old one stays. (Last, the folder is synced: if that
- * fails, the message says so, and the new file is there.) What is there and not a regular file is not replaced. No second copy of the state is made. On CUDA this waits for the steps that were taken, but not for those
- * replayed from a graph: wait for these first.
+ * A file that is already there is replaced as a whole: a new one is written beside it (`.NAME.mofo-0.tmp`), brought to
+ * the disk and renamed. If anything before that fails, or the process dies, the old one stays; what a dead process
+ * has left beside it, the next save removes. (Last, the folder is synced: if that fails, the message says so, and the
+ * new file is there.) What is there and not a regular file is not replaced. No second copy of the state is made. On
+ * CUDA this waits for the steps that were taken, but not for those replayed from a graph: wait for these first.
  *
  * Errors: `MOFO_ERROR_INVALID_ARGUMENT` for a NULL or an empty path, `MOFO_ERROR_IO` if the system cannot write the
- * file, `MOFO_ERROR_INVALID_STATE` after a load that broke off half-way.
+ * file, `MOFO_ERROR_INVALID_STATE` after a load that broke off half-way, `MOFO_ERROR_OUT_OF_MEMORY`,
+ * `MOFO_ERROR_CUDA`.
  *
  * Requires:
  * `optimizer` is NULL or alive, `path` is NULL or ends in a NUL.
@@ -852,19 +854,23 @@ int32_t mofo_save(struct mofo_optimizer *optimizer,
                   const char *path);
 
 /**
- * Takes the state from a file that `mofo_save` wrote, into an optimizer to which the same tensors were added. With the same
- * parameters, options and gradients, training then goes on with the same bits as if it had never stopped, also on another
- * device.
+ * Takes the state from a file that `mofo_save` wrote, into an optimizer to which the same tensors were added. With the
+ * same parameters, options and gradients, training then goes on with the same bits as if it had never stopped, also
+ * on another device.
  *
- * Tensors are matched by name, in any order; the file must have all of the optimizer's, with as many entries and moments
- * of the same type, and no others. The seed is taken from the file; hyper-parameters, overrides and numbers of blocks
- * stay as they were set here. Where a tensor has a master copy and the file has none for it, the master starts from the
- * parameter at the next step. Thresholds are those of the next step, once it was taken. On CUDA this waits as `mofo_save` does.
+ * Tensors are matched by name, in any order; the file must have all of the optimizer's, with as many entries and
+ * moments of the same type, and no others. The seed is taken from the file; hyper-parameters, overrides and numbers of
+ * blocks stay as they were set here. Where a tensor has a master copy and the file has none for it, the master starts
+ * from the parameter at the next step. Thresholds are those of the next step, once it was taken. On CUDA this waits as
+ * `mofo_save` does.
  *
- * Errors: `MOFO_ERROR_INVALID_ARGUMENT` for a NULL or an empty path, `MOFO_ERROR_IO` if the system cannot read the file,
- * `MOFO_ERROR_CHECKPOINT` if it is damaged or no checkpoint of these tensors. The whole file is checked before anything is
- * changed, and then read once more. Only if that fails (the disk, or somebody changed the file meanwhile) moments are
- * lost: the optimizer then refuses to step and to save, with `MOFO_ERROR_INVALID_STATE`, until a load succeeds.
+ * The whole file is checked before anything is changed, and then read once more. Only if that fails (the disk or the
+ * device, or somebody changed the file meanwhile) moments are lost: the message says so, and the optimizer then
+ * refuses to step and to save, with `MOFO_ERROR_INVALID_STATE`, until a load succeeds.
+ *
+ * Errors: `MOFO_ERROR_INVALID_ARGUMENT` for a NULL or an empty path, `MOFO_ERROR_IO` if the system cannot read the
+ * file, `MOFO_ERROR_CHECKPOINT` if it is damaged or no checkpoint of these tensors, `MOFO_ERROR_OUT_OF_MEMORY`,
+ * `MOFO_ERROR_CUDA`.
  *
  * Requires:
  * `optimizer` is NULL or alive, `path` is NULL or ends in a NUL.
@@ -875,19 +881,20 @@ int32_t mofo_load(struct mofo_optimizer *optimizer,
 /**
  * Writes to `*bytes` how many bytes `mofo_save_to_memory` would write now. It changes with steps and tensors.
  *
- * Errors: `MOFO_ERROR_INVALID_ARGUMENT`, `MOFO_ERROR_INVALID_STATE`.
+ * Errors: `MOFO_ERROR_INVALID_ARGUMENT`, `MOFO_ERROR_INVALID_STATE`, `MOFO_ERROR_OUT_OF_MEMORY`, `MOFO_ERROR_CUDA`.
  *
  * Requires:
  * `optimizer` is NULL or alive, `bytes` is NULL or writable.
  */
-int32_t mofo_save_size(struct mofo_optimizer *optimizer, uint64_t *bytes);
+int32_t mofo_save_size(struct mofo_optimizer *optimizer,
+                       uint64_t *bytes);
 
 /**
- * Writes what `mofo_save` writes to `buffer`, which has `size` bytes and overlaps none of the optimizer's buffers, and to
- * `*written` how many bytes that were. On CUDA too the buffer is host memory.
+ * Writes what `mofo_save` writes to `buffer`, which has `size` bytes and overlaps none of the optimizer's buffers, and
+ * to `*written` how many bytes that were. On CUDA too the buffer is host memory.
  *
  * Errors: `MOFO_ERROR_INVALID_ARGUMENT` also if `size` is below what `mofo_save_size` says: then nothing is written;
- * `MOFO_ERROR_INVALID_STATE` as for `mofo_save`.
+ * others as for `mofo_save`.
  *
  * Requires:
  * `optimizer` is NULL or alive, `buffer` is NULL or has `size` writable bytes, `written` is NULL or writable.
@@ -898,10 +905,10 @@ int32_t mofo_save_to_memory(struct mofo_optimizer *optimizer,
                             uint64_t *written);
 
 /**
- * As `mofo_load`, from the `size` bytes at `buffer`, which are all of what `mofo_save_to_memory` wrote or `mofo_save` put into a
- * file, and overlap none of the optimizer's buffers.
+ * As `mofo_load`, from the `size` bytes at `buffer`, which are all of what `mofo_save_to_memory` wrote or `mofo_save`
+ * put into a file, and overlap none of the optimizer's buffers.
  *
- * Errors: `MOFO_ERROR_INVALID_ARGUMENT`, `MOFO_ERROR_CHECKPOINT` as for `mofo_load`.
+ * Errors: as for `mofo_load`.
  *
  * Requires:
  * `optimizer` is NULL or alive, `buffer` is NULL or has `size` readable bytes.

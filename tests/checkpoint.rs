@@ -490,8 +490,8 @@ fn hostile_headers_are_refused() {
         checkpoint.extend_from_slice(json);
         checkpoint
     };
-    refused(&raw("[".repeat(500_000).as_bytes()), "header is damaged");
-    let deep = format!("{{\"a\":{}", "{\"a\":".repeat(200_000));
+    refused(&raw("[".repeat(50_000).as_bytes()), "header is damaged");
+    let deep = format!("{{\"a\":{}", "{\"a\":".repeat(10_000));
     refused(&raw(deep.as_bytes()), "header is damaged");
     refused(&raw(b"{\"\xFF\": 1}"), "header is damaged");
     refused(&raw(b""), "header is damaged");

@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <fcntl.h>
 #include <memory>
 #include <unistd.h>
 #include <utility>
@@ -48,6 +49,21 @@ void write_all(const std::string &path, const std::vector<std::pair<const void *
     }
 }
 
+// The new name is on the disk, too, before the files of the last checkpoint go.
+void sync_folder_of(const std::string &path) {
+    const std::size_t slash = path.rfind('/');
+    const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
+    const int descriptor = open(folder.c_str(), O_RDONLY);
+    const bool good = descriptor >= 0 && (fsync(descriptor) == 0 || errno == EINVAL);
+    const int error = errno;
+    if (descriptor >= 0) {
+        close(descriptor);
+    }
+    if (!good) {
+        fail(folder, std::strerror(error));
+    }
+}
+
 void read_all(const std::string &path, std::FILE *file, void *to, std::size_t size, std::uint64_t &hash) {
     if (std::fread(to, 1, size, file) != size) {
         fail(path, std::ferror(file) != 0 ? std::strerror(errno) : "the file is too short");
@@ -84,6 +100,7 @@ void save_checkpoint(const std::string &path, const RunIdentity &identity, const
     if (std::rename(temporary.c_str(), path.c_str()) != 0) {
         fail(path, std::strerror(errno));
     }
+    sync_folder_of(path);
 }
 
 Progress load_checkpoint(const std::string &path, const RunIdentity &identity, const SavedArenas &arenas) {

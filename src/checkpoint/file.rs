@@ -10,9 +10,6 @@ use crate::error::{Error, ErrorKind, Result, fail};
 /// Writes a new file in place of the one at `path`, if there is one. Until `write` has returned and all is on the disk,
 /// the old file stays; after an error too.
 pub(super) fn replace(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
-    if path.as_os_str().as_encoded_bytes().ends_with(b"/") {
-        fail!(Io, "cannot write {}: the name of a folder", path.display());
-    }
     let target = destination(path)?;
     let folder = folder_of(&target);
     let (mut file, temporary) = create_beside(&target)?;
@@ -47,6 +44,9 @@ fn destination(path: &Path) -> Result<PathBuf> {
             "cannot write {}: it is there, and not a regular file",
             target.display()
         ),
+        Err(error) if error.kind() == IoErrorKind::NotFound && ends_in_a_slash(path) => {
+            fail!(Io, "cannot write {}: the name of a folder", path.display())
+        }
         Err(error) if error.kind() == IoErrorKind::NotFound => match fs::read_link(path) {
             // To a file that is not there yet. It comes to an end: links in a circle are another error.
             Ok(link) => destination(&folder_of(path).join(link)),
@@ -56,6 +56,12 @@ fn destination(path: &Path) -> Result<PathBuf> {
     }
 }
 
+fn ends_in_a_slash(path: &Path) -> bool {
+    let name = path.as_os_str().as_encoded_bytes();
+    name.last()
+        .is_some_and(|&byte| std::path::is_separator(byte.into()))
+}
+
 fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -63,28 +69,32 @@ fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// Creates the file that will replace `target`, beside it, and locks it for as long as it is open. One that a process
-/// left behind when it died is nobody's any more, and goes.
+/// Creates the file that will replace `target`, beside it, and locks it for as long as it is open. Those that processes
+/// left behind when they died are nobody's any more, and go.
 fn create_beside(target: &Path) -> Result<(File, PathBuf)> {
-    const ATTEMPTS: u32 = 1000;
-    const LONGEST_NAME: usize = 200;
+    /// So many processes may save to one path at a time.
+    const NUMBERS: u32 = 1000;
+    /// And so many may have died over it.
+    const LOOKED_AT: u32 = 8;
+    /// With four bytes each they leave room for the rest of the name.
+    const LONGEST_NAME: usize = 50;
     let name = target.file_name().unwrap_or_default().to_string_lossy();
-    let name: String = name.chars().take(LONGEST_NAME / 4).collect();
-    let mut attempt = 0;
+    let name: String = name.chars().take(LONGEST_NAME).collect();
+    let path_of = |number| folder_of(target).join(format!(".{name}.mofo-{number}.tmp"));
+    for number in 0..LOOKED_AT {
+        remove_abandoned(&path_of(number));
+    }
+    let mut number = 0;
     loop {
-        let path = folder_of(target).join(format!(".{name}.mofo-{attempt}.tmp"));
+        let path = path_of(number);
         match OpenOptions::new().write(true).create_new(true).open(&path) {
             Ok(file) if lock(&file, &path) => return Ok((file, path)),
-            // Another process is looking whether anybody's it is.
+            // Another process is looking whether it is anybody's.
             Ok(_) => {}
-            Err(error) if error.kind() == IoErrorKind::AlreadyExists && attempt < ATTEMPTS => {
-                if remove_abandoned(&path) {
-                    continue;
-                }
-            }
+            Err(error) if error.kind() == IoErrorKind::AlreadyExists && number < NUMBERS => {}
             Err(error) => return Err(io_error("create", &path, &error)),
         }
-        attempt += 1;
+        number += 1;
     }
 }
 
@@ -114,22 +124,23 @@ fn is_at(_file: &File, _path: &Path) -> bool {
     true
 }
 
-/// Removes a file that no process has locked: whoever wrote it is dead. Whether it is gone.
+/// Removes a file that no process has locked: whoever wrote it is dead.
 #[cfg(unix)]
-fn remove_abandoned(path: &Path) -> bool {
+fn remove_abandoned(path: &Path) {
     let is_file = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file());
-    let Some(file) = is_file.then(|| File::open(path).ok()).flatten() else {
-        return false;
-    };
-    // While it is locked here, no other process removes it, nor therefore makes a new one of the name.
-    file.try_lock().is_ok() && is_at(&file, path) && fs::remove_file(path).is_ok()
+    if let Some(file) = is_file.then(|| File::open(path).ok()).flatten()
+        && file.try_lock().is_ok()
+        // While it is locked here, no other process removes it, nor therefore makes a new one of the name.
+        && is_at(&file, path)
+    {
+        // Nothing is lost if it stays.
+        let _ = fs::remove_file(path);
+    }
 }
 
 /// Elsewhere there is no telling whether it is still the file that was looked at.
 #[cfg(not(unix))]
-fn remove_abandoned(_path: &Path) -> bool {
-    false
-}
+fn remove_abandoned(_path: &Path) {}
 
 /// Makes the new name survive a power failure.
 #[cfg(unix)]

@@ -352,10 +352,10 @@ static void hostile_lengths(void) {
 
     CASE("%s", "deep nesting");
     deep = buffer_new(200001);
-    memset(deep, '[', 200000);
+    memset(deep, '[', 50000);
     check_refused(with_header(deep, "", 0), "safetensors header is damaged");
     check_refused(with_description(&parts, "\"seed\":6", deep), "not understood");
-    for (n = 0; n < 200000 - 5; n += 5) {
+    for (n = 0; n < 50000 - 5; n += 5) {
         memcpy(deep + n, "{\"a\":", 5);
     }
     check_refused(with_header(deep, "", 0), "safetensors header is damaged");
@@ -364,7 +364,7 @@ static void hostile_lengths(void) {
     deep = buffer_new(4000001);
     memset(deep, ' ', 4000000);
     check_refused(with_header(deep, "", 0), "its header should be 4000000 bytes long");
-    deep[1000000] = 0;
+    deep[60000] = 0;
     check_refused(with_header(deep, "", 0), "safetensors header is damaged");
     free(deep);
 }

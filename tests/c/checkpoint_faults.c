@@ -247,7 +247,7 @@ static void every_call_of_a_save(void) {
                     struct dirent *entry;
                     REQUIRE(list != NULL);
                     while ((entry = readdir(list)) != NULL) {
-                        if (strncmp(entry->d_name, ".mofo-", 6) == 0) {
+                        if (is_temporary(entry->d_name)) {
                             snprintf(name, sizeof name, "%.60s", entry->d_name);
                         }
                     }

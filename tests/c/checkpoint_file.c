@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <time.h>
 
@@ -62,6 +63,7 @@ static void what_is_no_file(void) {
     file_write("file", "x", 1);
     check_refused(model, "file/inside", "Not a directory", "Not a directory");
     check_refused(model, "file/", "Not a directory", "Not a directory");
+    check_refused(model, "new/", "the name of a folder", "No such file or directory");
     REQUIRE(remove("file") == 0);
     memset(name, 'n', sizeof name);
     name[300] = 0;
@@ -276,29 +278,47 @@ static void what_is_not_allowed(void) {
     model_free(model);
 }
 
-/* What a process that crashed has left is not touched. */
+/* What a process that died has left is removed; what a process is still writing, and what is no file, is not. */
 static void left_behind(void) {
-    enum { LEFT = 300 };
     struct model *model = stepped(1);
     struct bytes saved = saved_to_memory(model->optimizer);
-    char name[64];
-    int n;
-    for (n = 0; n < LEFT; n++) {
-        snprintf(name, sizeof name, ".mofo-%ld-%d.tmp", (long)getpid(), n);
-        file_write(name, "left", 4);
-    }
+    int alive;
     CASE("%s", "temporary files of others");
+    file_write(".file.mofo-0.tmp", "dead", 4);
+    file_write(".file.mofo-3.tmp", "dead", 4);
+    file_write(".file.mofo-1.tmp", "alive", 5);
+    file_write(".other.mofo-0.tmp", "another's", 9);
+    REQUIRE(mkdir(".file.mofo-2.tmp", 0700) == 0);
+    alive = open(".file.mofo-1.tmp", O_RDONLY);
+    REQUIRE(alive >= 0 && flock(alive, LOCK_EX) == 0);
     CHECK_OK(mofo_save(model->optimizer, "file"));
-    CHECK_U64(count_files(".", ""), LEFT + 1);
-    for (n = 0; n < LEFT; n++) {
-        struct bytes left;
-        snprintf(name, sizeof name, ".mofo-%ld-%d.tmp", (long)getpid(), n);
-        left = file_read(name);
-        CHECK(left.size == 4 && memcmp(left.data, "left", 4) == 0);
+    check_holds("file", &saved);
+    CHECK_U64(temporary_files("."), 3);
+    {
+        struct bytes left = file_read(".file.mofo-1.tmp");
+        CHECK(left.size == 5 && memcmp(left.data, "alive", 5) == 0);
         bytes_free(&left);
-        REQUIRE(remove(name) == 0);
     }
-    check_file("file", &saved);
+    close(alive);
+    CHECK_OK(mofo_save(model->optimizer, "file"));
+    CHECK_U64(temporary_files("."), 2);
+    REQUIRE(remove(".other.mofo-0.tmp") == 0 && rmdir(".file.mofo-2.tmp") == 0);
+
+    CASE("%s", "all numbers that are looked at are taken");
+    {
+        char name[64];
+        int n;
+        for (n = 0; n < 12; n++) {
+            snprintf(name, sizeof name, ".file.mofo-%d.tmp", n);
+            REQUIRE(mkdir(name, 0700) == 0);
+        }
+        CHECK_OK(mofo_save(model->optimizer, "file"));
+        check_holds("file", &saved);
+        for (n = 0; n < 12; n++) {
+            snprintf(name, sizeof name, ".file.mofo-%d.tmp", n);
+            REQUIRE(rmdir(name) == 0);
+        }
+    }
     REQUIRE(remove("file") == 0);
     bytes_free(&saved);
     model_free(model);
@@ -363,18 +383,6 @@ static void full_disk(void) {
     model_free(model);
 }
 
-static void remove_temporary_files(void) {
-    DIR *list = opendir(".");
-    struct dirent *entry;
-    REQUIRE(list != NULL);
-    while ((entry = readdir(list)) != NULL) {
-        if (strncmp(entry->d_name, ".mofo-", 6) == 0) {
-            REQUIRE(remove(entry->d_name) == 0);
-        }
-    }
-    closedir(list);
-}
-
 /* Saves one and the other in turn, until it is ended. */
 static pid_t saving_in_a_loop(struct model *one, struct model *other) {
     pid_t child;
@@ -421,8 +429,9 @@ static void killed_at_any_moment(void) {
         check_is_one_of(&ones, &others);
         CHECK_OK(mofo_load(loaded->optimizer, "file"));
         CHECK_AT_MOST(temporary_files("."), 1);
-        remove_temporary_files();
     }
+    CHECK_OK(mofo_save(one->optimizer, "file"));
+    CHECK_U64(temporary_files("."), 0);
     REQUIRE(remove("file") == 0);
     bytes_free(&ones);
     bytes_free(&others);
@@ -457,7 +466,8 @@ static void at_the_same_time(void) {
         REQUIRE(waitpid(children[n], &status, 0) == children[n]);
         CHECK(WIFSIGNALED(status));
     }
-    remove_temporary_files();
+    CHECK_OK(mofo_save(one->optimizer, "file"));
+    CHECK_U64(temporary_files("."), 0);
     REQUIRE(remove("file") == 0);
     bytes_free(&ones);
     bytes_free(&others);
