@@ -71,16 +71,16 @@ pub(super) fn load(
     for found in &matches {
         optimizer.progress(found.index)?;
     }
-    read_arrays(source, &matches, explain, &mut |_, _| Ok(()))?;
+    let arrays = matches.iter().flat_map(|found| &found.arrays);
+    let mut room = room(arrays.map(|(_, array)| array))?;
+    read_arrays(source, &matches, &mut room, explain, &mut |_, _| Ok(()))?;
 
     optimizer.half_loaded = true;
     let backend = &optimizer.backend;
     // SAFETY: within the tensor's state, which is alive as long as the tensor (by itself, or by the promise of whoever brought
     // it), and which nobody else touches during a call.
-    read_arrays(source, &matches, explain, &mut |start, chunk| unsafe {
-        backend.write_state(start, chunk)
-    })
-    .map_err(lost)?;
+    let mut take = |start, chunk: &[u8]| unsafe { backend.write_state(start, chunk) };
+    read_arrays(source, &matches, &mut room, explain, &mut take).map_err(lost)?;
     for Match { index, entry, .. } in matches {
         let progress = Progress {
             step_count: entry.step_count,
@@ -258,16 +258,15 @@ fn match_tensor(
     Ok(arrays)
 }
 
-/// Reads all arrays, hands them on chunk by chunk, and compares the checksums.
+/// Reads all arrays, hands them on chunk by chunk, and compares the checksums. There is room for a chunk.
 fn read_arrays(
     source: &mut dyn Source,
     matches: &[Match<'_>],
+    room: &mut [u8],
     explain: Explain<'_>,
     take: &mut dyn FnMut(*mut u8, &[u8]) -> Result<()>,
 ) -> Result<()> {
     let explain = |error: io::Error| explain(&error);
-    let arrays = matches.iter().flat_map(|found| &found.arrays);
-    let mut room = room(arrays.map(|(_, array)| array))?;
     for Match { entry, arrays, .. } in matches {
         let mut hasher = Hasher::new();
         for (offset, array) in arrays {
