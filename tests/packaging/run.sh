@@ -17,7 +17,7 @@ CARGO=${CARGO:-cargo}
 MAKE=${MAKE:-make}
 export CC CXX CARGO MAKE
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
-major=${version%%.*}
+abi=$(sed -n 's/^#define MOFO_ABI_VERSION //p' include/mofo.h)
 root=$PWD
 here=$root/tests/packaging
 # A space, since folders have them.
@@ -88,9 +88,9 @@ c() { $CC -std=c99 -Wall -Wextra -Werror -pedantic -Wl,--fatal-warnings "$@"; }
 cpp() { $CXX -std=c++17 -Wall -Wextra -Werror -pedantic -Wl,--fatal-warnings "$@"; }
 
 # Whether a program asks for the shared library when it is started.
-asks_for_shared() { readelf -d "$1" | grep -q "NEEDED.*\[libmofo.so.$major\]"; }
+asks_for_shared() { readelf -d "$1" | grep -q "NEEDED.*\[libmofo.so.$abi\]"; }
 
-for part in ${PARTS:-install symbols neighbours plugin vendor pkg-config cmake-package cmake-source cargo-c musl aarch64}; do
+for part in ${PARTS:-platforms install symbols neighbours plugin vendor pkg-config cmake-package cmake-source cargo-c musl aarch64}; do
     . "$here/parts/$part.sh"
 done
 

@@ -1,4 +1,5 @@
-# cargo cinstall, with the result of `make install` in essentials: no files for CMake, and cargo's own static library.
+# cargo cinstall, with the result of `make install` in essentials: no files for CMake, cargo's own static library,
+# and a file that is called by the ABI, since cargo-c makes the name that programs ask for of the file's.
 
 # Without a space: cargo-c does not quote one.
 cargo=$(dirname "$scratch")/cargo
@@ -10,12 +11,12 @@ installed_by_cargo() {
 ./include/mofo.hpp
 ./lib/libmofo.a
 ./lib/libmofo.so
-./lib/libmofo.so.$major
-./lib/libmofo.so.$version
+./lib/libmofo.so.$abi
+./lib/libmofo.so.$abi.0.0
 ./lib/pkgconfig/mofo.pc"
     cmp include/mofo.h "$cargo/opt/mofo/include/mofo.h"
     cmp include/mofo.hpp "$cargo/opt/mofo/include/mofo.hpp"
-    readelf -d "$cargo/opt/mofo/lib/libmofo.so" | grep -q "SONAME.*\[libmofo.so.$major\]"
+    readelf -d "$cargo/opt/mofo/lib/libmofo.so" | grep -q "SONAME.*\[libmofo.so.$abi\]"
     same "$(nm -D --defined-only "$cargo/opt/mofo/lib/libmofo.so" | awk '{ print $NF }' | LC_ALL=C sort)" "$(functions)"
 }
 
