@@ -90,7 +90,7 @@ cpp() { $CXX -std=c++17 -Wall -Wextra -Werror -pedantic -Wl,--fatal-warnings "$@
 # Whether a program asks for the shared library when it is started.
 asks_for_shared() { readelf -d "$1" | grep -q "NEEDED.*\[libmofo.so.$abi\]"; }
 
-for part in ${PARTS:-platforms install symbols neighbours plugin vendor pkg-config cmake-package cmake-source cargo-c musl aarch64}; do
+for part in ${PARTS:-platforms licences install symbols neighbours plugin vendor pkg-config cmake-package cmake-source cargo-c musl aarch64}; do
     . "$here/parts/$part.sh"
 done
 
