@@ -18,12 +18,4 @@ vendored_for_musl() {
     "$scratch/neighbours-musl"
 }
 
-if needs "musl" musl-gcc; then
-    if [ -d "$(rustc --print sysroot)/lib/rustlib/$musl/lib" ]; then
-        export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
-        try "make vendor for musl" vendored_for_musl
-        unset CARGO_PROFILE_RELEASE_LTO CARGO_PROFILE_RELEASE_CODEGEN_UNITS
-    else
-        leave_out "musl: rustup target add $musl"
-    fi
-fi
+if needs "musl" musl-gcc && needs_target "musl" $musl; then quickly try "make vendor for musl" vendored_for_musl; fi
