@@ -104,7 +104,7 @@ quickly() {
     unset CARGO_PROFILE_RELEASE_LTO CARGO_PROFILE_RELEASE_CODEGEN_UNITS
 }
 
-for part in ${PARTS:-platforms licences install symbols neighbours plugin vendor pkg-config cmake-package cmake-source cargo-c musl aarch64}; do
+for part in ${PARTS:-platforms licences install symbols neighbours plugin vendor pkg-config cmake-package cmake-source documents cargo-c musl aarch64}; do
     . "$here/parts/$part.sh"
 done
 
