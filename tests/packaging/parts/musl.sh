@@ -4,6 +4,8 @@ musl=x86_64-unknown-linux-musl
 
 vendored_for_musl() {
     $MAKE -s vendor CARGO_BUILD_TARGET=$musl CC=musl-gcc VENDOR="$scratch/musl"
+    # Not where a library to hand on is built.
+    [ -f "$PACKAGES/$musl/libmofo.a" ]
     command="$(sed -n 's/^    cc engine.c -Imofo mofo\/libmofo.a //p' "$scratch/musl/README.md" | sed 's/ -o engine//')"
     echo "$command"
     # shellcheck disable=SC2086
