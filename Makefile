@@ -56,6 +56,8 @@ PREFIX ?= /usr/local
 LIBDIR ?= $(PREFIX)/lib
 INCLUDEDIR ?= $(PREFIX)/include
 VENDOR ?= build/vendor/mofo
+# Where packages are built before they are laid somewhere; the tests, whose builds are not all optimised, have a folder of their own.
+PACKAGES ?= build/package
 CUDA ?= 1
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
@@ -75,9 +77,10 @@ BENCH_HEADERS := benches/adamw.h $(wildcard benches/bench/*.hpp)
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 PACKAGE_TARGET = $(or $(CARGO_BUILD_TARGET),$(HOST))
-PACKAGE := build/package/$(or $(CARGO_BUILD_TARGET),host)$(if $(filter 0,$(CUDA)),-cpu)
+PACKAGE := $(PACKAGES)/$(or $(CARGO_BUILD_TARGET),host)$(if $(filter 0,$(CUDA)),-cpu)
 # Dates, not cargo, say whether there is something to do: `sudo make install` may find no cargo.
-PACKAGE_INPUTS := $(shell find src -type f) Cargo.toml Cargo.lock $(addprefix packaging/,build.sh platform.sh static-library.sh third-party.sh)
+PACKAGE_INPUTS := $(shell find src -type f) Cargo.toml Cargo.lock include/mofo.h \
+    $(addprefix packaging/,build.sh platform.sh rust-license.txt static-library.sh third-party.sh)
 
 # CUDA's header, and something to link with: NVIDIA's library or stub or, where there is none, the emulated driver.
 CUDA_FOLDERS := $(CUDA_HOME) $(CUDA_PATH) /usr/local/cuda build/cuda-headers/nvidia/cuda_runtime

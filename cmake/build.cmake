@@ -6,9 +6,9 @@ if(MOFO_MULTI_CONFIG)
   string(APPEND MOFO_LIBRARIES "/$<CONFIG>")
 endif()
 
-set(MOFO_CARGO_OPTIONS --target ${MOFO_PLATFORM})
+set(MOFO_FEATURES "")
 if(NOT MOFO_CUDA)
-  list(APPEND MOFO_CARGO_OPTIONS --no-default-features)
+  set(MOFO_FEATURES --no-default-features)
 endif()
 set(MOFO_KINDS staticlib)
 set(MOFO_RUSTC_OPTIONS "")
@@ -36,11 +36,12 @@ endif()
 
 # As Cargo calls the folder: that of the profile `dev` is `debug`.
 set(MOFO_BUILT "${CMAKE_CURRENT_BINARY_DIR}/cargo/${MOFO_PLATFORM}/$<IF:$<CONFIG:Debug>,debug,release>")
+# Locked: the dependencies are those that were tested, and the sources, which may be an engine's own, stay as they are.
 set(MOFO_COMMANDS
   COMMAND "${CMAKE_COMMAND}" -E env ${MOFO_ENVIRONMENT}
-    "${MOFO_CARGO}" rustc --manifest-path "${CMAKE_CURRENT_SOURCE_DIR}/Cargo.toml" --lib --crate-type ${MOFO_KINDS}
+    "${MOFO_CARGO}" rustc --locked --manifest-path "${CMAKE_CURRENT_SOURCE_DIR}/Cargo.toml" --lib --crate-type ${MOFO_KINDS}
     --profile "$<IF:$<CONFIG:Debug>,dev,release>" --target-dir "${CMAKE_CURRENT_BINARY_DIR}/cargo"
-    ${MOFO_CARGO_OPTIONS} ${MOFO_RUSTC_OPTIONS}
+    --target ${MOFO_PLATFORM} ${MOFO_FEATURES} ${MOFO_RUSTC_OPTIONS}
   COMMAND "${CMAKE_COMMAND}" -E make_directory "${MOFO_LIBRARIES}")
 set(MOFO_BYPRODUCTS "${MOFO_LIBRARIES}/${MOFO_STATIC}")
 
@@ -89,8 +90,8 @@ if(MOFO_INSTALL)
   set(MOFO_ALL ALL)
   if(NOT CMAKE_HOST_WIN32)
     list(APPEND MOFO_COMMANDS
-      COMMAND "${CMAKE_COMMAND}" -E env "CARGO=${MOFO_CARGO}" "${CMAKE_CURRENT_SOURCE_DIR}/packaging/third-party.sh"
-        ${MOFO_CARGO_OPTIONS} > "${MOFO_LIBRARIES}/LICENSE-THIRD-PARTY")
+      COMMAND "${CMAKE_COMMAND}" -E env "CARGO=${MOFO_CARGO}" "RUSTC=${MOFO_RUSTC}"
+        "${CMAKE_CURRENT_SOURCE_DIR}/packaging/third-party.sh" ${MOFO_PLATFORM} ${MOFO_FEATURES} > "${MOFO_LIBRARIES}/LICENSE-THIRD-PARTY")
   endif()
 endif()
 

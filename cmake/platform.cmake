@@ -1,4 +1,5 @@
 # What the files of the library are called, and what a static link needs besides, on the platform to build for.
+# packaging/platform.sh has the same rules; a test compares the two (tests/packaging/parts/platforms.sh).
 
 get_filename_component(MOFO_CARGO_FOLDER "${MOFO_CARGO}" DIRECTORY)
 find_program(MOFO_RUSTC rustc HINTS "${MOFO_CARGO_FOLDER}" DOC "Rust's compiler")
@@ -13,6 +14,11 @@ if(NOT MOFO_PLATFORM)
   set(MOFO_PLATFORM "${MOFO_HOST}")
 endif()
 
+# Programs ask for the ABI that they were compiled for, whatever the version is.
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS include/mofo.h)
+file(STRINGS include/mofo.h MOFO_ABI REGEX "^#define MOFO_ABI_VERSION ")
+string(REGEX REPLACE "^#define MOFO_ABI_VERSION " "" MOFO_ABI "${MOFO_ABI}")
+
 # Those that cargo makes, those that they become, the name that programs ask for, and the one that linkers look for.
 set(MOFO_STATIC libmofo.a)
 set(MOFO_STATIC_BUILT libmofo.a)
@@ -22,8 +28,8 @@ if(MOFO_PLATFORM MATCHES "-apple-")
   set(MOFO_OS darwin)
   set(MOFO_SHARED_BUILT libmofo.dylib)
   set(MOFO_SHARED libmofo.${PROJECT_VERSION}.dylib)
-  set(MOFO_LINKS libmofo.${PROJECT_VERSION_MAJOR}.dylib libmofo.dylib)
-  set(MOFO_SONAME @rpath/libmofo.${PROJECT_VERSION_MAJOR}.dylib)
+  set(MOFO_LINKS libmofo.${MOFO_ABI}.dylib libmofo.dylib)
+  set(MOFO_SONAME @rpath/libmofo.${MOFO_ABI}.dylib)
   set(MOFO_NAME_ARGUMENT -Wl,-install_name,${MOFO_SONAME})
 elseif(MOFO_PLATFORM MATCHES "-windows-msvc")
   set(MOFO_OS windows)
@@ -50,8 +56,8 @@ else()
   endif()
   set(MOFO_SHARED_BUILT libmofo.so)
   set(MOFO_SHARED libmofo.so.${PROJECT_VERSION})
-  set(MOFO_LINKS libmofo.so.${PROJECT_VERSION_MAJOR} libmofo.so)
-  set(MOFO_SONAME libmofo.so.${PROJECT_VERSION_MAJOR})
+  set(MOFO_LINKS libmofo.so.${MOFO_ABI} libmofo.so)
+  set(MOFO_SONAME libmofo.so.${MOFO_ABI})
   set(MOFO_NAME_ARGUMENT -Wl,-soname,${MOFO_SONAME})
 endif()
 

@@ -16,10 +16,10 @@ CC=${CC:-cc}
 . packaging/platform.sh
 host=$("${RUSTC:-rustc}" -vV | sed -n 's/^host: //p')
 
-set -- --target "$TARGET"
+features=
 cargo_folder=$TARGET_DIR/package
 if [ "${CUDA:-1}" = 0 ]; then
-    set -- "$@" --no-default-features
+    features=--no-default-features
     cargo_folder=$cargo_folder-cpu
 fi
 
@@ -37,15 +37,20 @@ cc | *\ *) ;;
 *) [ "$TARGET" = "$host" ] || eval "export $linker=\"\${$linker:-\$CC}\"" ;;
 esac
 
-build() { "$CARGO" rustc --release --lib --crate-type "$kinds" --target-dir "$cargo_folder" "$@"; }
-if [ "$kinds" = staticlib ]; then build "$@"; else build "$@" -- -C link-arg="$name_argument"; fi
+# Locked: what is handed on has the dependencies that were tested.
+build() {
+    # shellcheck disable=SC2086
+    "$CARGO" rustc --locked --release --lib --crate-type "$kinds" --target "$TARGET" $features --target-dir "$cargo_folder" "$@"
+}
+if [ "$kinds" = staticlib ]; then build; else build -- -C link-arg="$name_argument"; fi
 
 built_in=$cargo_folder/$TARGET/release
 mkdir -p "$folder"
 printf '%s\n' "$TARGET" >"$folder/target"
 rm -f "$folder/$file"
 [ "$kinds" = staticlib ] || cp "$built_in/$built" "$folder/$file"
-packaging/third-party.sh "$@" >"$folder/LICENSE-THIRD-PARTY"
+# shellcheck disable=SC2086
+packaging/third-party.sh "$TARGET" $features >"$folder/LICENSE-THIRD-PARTY"
 packaging/static-library.sh "$built_in/libmofo.a" "$folder/libmofo.a" "$TARGET"
 # Make looks at its date.
 touch "$folder/libmofo.a"

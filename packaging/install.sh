@@ -33,7 +33,7 @@ up() { printf '%s' "$1" | sed 's|[^/][^/]*|..|g'; }
 under_prefix() { case $1/ in "$PREFIX"/*) printf '%s' "${1#"$PREFIX"/}" ;; esac; }
 
 fill_in() {
-    sed -e "s|@VERSION@|$VERSION|g" -e "s|@VERSION_MAJOR@|$major|g" -e "s|@PC_PREFIX@|$pc_prefix|" \
+    sed -e "s|@VERSION@|$VERSION|g" -e "s|@PC_PREFIX@|$pc_prefix|" \
         -e "s|@PC_LIBDIR@|$pc_libdir|" -e "s|@PC_INCLUDEDIR@|$pc_includedir|" \
         -e "s|@PC_SYSTEM_LIBRARIES@|$system|" -e "s|@CONFIG_INCLUDEDIR@|$config_includedir|" \
         -e "s|@CONFIG_SHARED@|\${_mofo_libdir}/$file|" -e "s|@SONAME@|$config_soname|" -e "s|@STATIC@|libmofo.a|" \

@@ -1,8 +1,6 @@
-# The library for aarch64 compiles; where a cross compiler and an emulator are, it also runs.
+# The library for aarch64, by a cross compiler; programs run in an emulator.
 
 aarch64=aarch64-unknown-linux-gnu
-
-checked() { $CARGO check --quiet --lib --target $aarch64 --target-dir "${CARGO_TARGET_DIR:-target}/package"; }
 
 crossed() {
     $MAKE -s install CARGO_BUILD_TARGET=$aarch64 CC=aarch64-linux-gnu-gcc DESTDIR="$scratch/aarch64" PREFIX=/usr
@@ -13,13 +11,6 @@ crossed() {
     qemu-aarch64 -L /usr/aarch64-linux-gnu ./static "$version"
 }
 
-if [ -d "$(rustc --print sysroot)/lib/rustlib/$aarch64/lib" ]; then
-    try "the library for aarch64 compiles" checked
-    if command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarch64 >/dev/null; then
-        try "make install for aarch64, run in an emulator" crossed
-    else
-        leave_out "aarch64 is not run: no aarch64-linux-gnu-gcc or no qemu-aarch64"
-    fi
-else
-    leave_out "aarch64: rustup target add $aarch64"
+if needs "aarch64" aarch64-linux-gnu-gcc qemu-aarch64 && needs_target "aarch64" $aarch64; then
+    quickly try "make install for aarch64, run in an emulator" crossed
 fi

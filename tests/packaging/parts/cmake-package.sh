@@ -44,11 +44,46 @@ as_picked() {
 }
 
 refused() {
-    for other in 999.0 $major.999; do
+    for other in 999.0 "${version%.*}.999"; do
         rm -rf "$scratch/refused"
         not package refused "-DMOFO_EXPECTED_VERSION=$other" >"$scratch/refusal" 2>&1
         grep -q 'considered but not accepted' "$scratch/refusal"
     done
+}
+
+# served INSTALLED ASKED...: whether find_package takes the installed version for each that is asked for.
+served() {
+    sed "s/@VERSION@/$1/" packaging/mofoConfigVersion.cmake.in >"$scratch/series/mofoConfigVersion.cmake"
+    shift
+    for asked; do
+        echo "find_package(mofo $asked CONFIG REQUIRED PATHS \"$scratch/series\" NO_DEFAULT_PATH)" >"$scratch/series/asks.cmake"
+        cmake -P "$scratch/series/asks.cmake" >"$scratch/refusal" 2>&1 || return 1
+    done
+}
+
+# Each alone is refused, for its version.
+not_served() {
+    installed=$1
+    shift
+    for asked; do
+        not served "$installed" "$asked"
+        grep -q 'considered but not accepted' "$scratch/refusal"
+    done
+}
+
+# As in Rust: before 1.0 the second number is that of the series, then the first.
+series() {
+    mkdir "$scratch/series"
+    : >"$scratch/series/mofoConfig.cmake"
+    served 0.1.3 "" 0.1 0.1.0 0.1.3 "0.1.3 EXACT" 0.1...0.2 0.1...1
+    not_served 0.1.3 0.1.4 0.2 0.0 1.0 "0.1.0 EXACT" 0.2...1
+    not_served 0.9.0 0.1 0.8 1
+    not_served 0.10.0 0.1 0.9
+    served 0.10.1 0.10 0.10.0
+    served 1.4.2 1 1.0 1.4 1.4.2 0.9...1.9
+    not_served 1.4.2 0.1 0.9 1.5 2 10 "1...<1.4"
+    served 12.0.0 12
+    not_served 12.0.0 1 2
 }
 
 # A tree without the static library says what it lacks.
@@ -65,5 +100,6 @@ if needs "find_package" cmake; then
     try "find_package: BUILD_SHARED_LIBS=OFF" as_picked static -DBUILD_SHARED_LIBS=OFF
     try "find_package: BUILD_SHARED_LIBS=ON" as_picked shared -DBUILD_SHARED_LIBS=ON
     try "find_package: another version is refused" refused
+    try "find_package: the versions of a series serve each other" series
     try "find_package: a library that is not installed" lacking
 fi

@@ -7,14 +7,14 @@ installing() { $MAKE -s "$1" DESTDIR="$destination" PREFIX=/opt/mofo LIBDIR=/opt
 files_of() { (cd "$1" && find . ! -type d | LC_ALL=C sort); }
 
 expected_files() {
-    cat <<END
+    LC_ALL=C sort <<END
 ./include/there/mofo.h
 ./include/there/mofo.hpp
 ./$where/cmake/mofo/mofoConfig.cmake
 ./$where/cmake/mofo/mofoConfigVersion.cmake
 ./$where/libmofo.a
 ./$where/libmofo.so
-./$where/libmofo.so.$major
+./$where/libmofo.so.$abi
 ./$where/libmofo.so.$version
 ./$where/pkgconfig/mofo.pc
 ./share/licenses/mofo/LICENSE-APACHE
@@ -26,14 +26,17 @@ END
 files_and_names() {
     installed=$destination/opt/mofo
     same "$(files_of "$installed")" "$(expected_files)"
-    same "$(readlink "$installed/$where/libmofo.so")" "libmofo.so.$major"
-    same "$(readlink "$installed/$where/libmofo.so.$major")" "libmofo.so.$version"
-    same "$(readelf -d "$installed/$where/libmofo.so" | sed -n 's/.*SONAME.*\[\(.*\)\]/\1/p')" "libmofo.so.$major"
+    same "$(readlink "$installed/$where/libmofo.so")" "libmofo.so.$abi"
+    same "$(readlink "$installed/$where/libmofo.so.$abi")" "libmofo.so.$version"
+    same "$(readelf -d "$installed/$where/libmofo.so" | sed -n 's/.*SONAME.*\[\(.*\)\]/\1/p')" "libmofo.so.$abi"
     cmp include/mofo.h "$installed/include/there/mofo.h"
     cmp include/mofo.hpp "$installed/include/there/mofo.hpp"
-    # Each crate of the build, with the text of a licence.
+    # Each crate of the build, with the text of a licence, and Rust's standard library.
     grep -q '^rayon v.*: MIT OR Apache-2.0' "$installed/share/licenses/mofo/LICENSE-THIRD-PARTY"
-    grep -qi 'permission is hereby granted' "$installed/share/licenses/mofo/LICENSE-THIRD-PARTY"
+    licences=$installed/share/licenses/mofo/LICENSE-THIRD-PARTY
+    same "$(sed -n 's/^---- \(.* v[0-9].*\)/\1/p' "$licences")" "$(sed -n 's/^\([^ ]* v[0-9][^:]*\): .*/\1/p' "$licences")"
+    for holder in 'The Rust Project Developers' 'Unicode, Inc'; do grep -q "Copyright .*$holder" "$licences"; done
+    not grep 'its sources came without' "$licences"
 }
 
 nothing_names_its_folder() {

@@ -4,6 +4,8 @@ musl=x86_64-unknown-linux-musl
 
 vendored_for_musl() {
     $MAKE -s vendor CARGO_BUILD_TARGET=$musl CC=musl-gcc VENDOR="$scratch/musl"
+    # Not where a library to hand on is built.
+    [ -f "$PACKAGES/$musl/libmofo.a" ]
     command="$(sed -n 's/^    cc engine.c -Imofo mofo\/libmofo.a //p' "$scratch/musl/README.md" | sed 's/ -o engine//')"
     echo "$command"
     # shellcheck disable=SC2086
@@ -18,12 +20,4 @@ vendored_for_musl() {
     "$scratch/neighbours-musl"
 }
 
-if needs "musl" musl-gcc; then
-    if [ -d "$(rustc --print sysroot)/lib/rustlib/$musl/lib" ]; then
-        export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
-        try "make vendor for musl" vendored_for_musl
-        unset CARGO_PROFILE_RELEASE_LTO CARGO_PROFILE_RELEASE_CODEGEN_UNITS
-    else
-        leave_out "musl: rustup target add $musl"
-    fi
-fi
+if needs "musl" musl-gcc && needs_target "musl" $musl; then quickly try "make vendor for musl" vendored_for_musl; fi
