@@ -33,9 +33,7 @@ def check_structure(state_dict: Any, what: str) -> None:
         )
         raise unfit(f"{what} is {held}, not an optimizer's state and param_groups")
     state, groups = state_dict["state"], state_dict["param_groups"]
-    if not isinstance(state, Mapping) or not all(
-        value is None or isinstance(value, Mapping) for value in state.values()
-    ):
+    if not isinstance(state, Mapping) or not all(isinstance(value, Mapping) for value in state.values()):
         raise unfit(f"{what} has a `state` that is no dict of dicts")
     if not _is_list(groups) or not all(isinstance(group, Mapping) for group in groups):
         raise unfit(f"{what} has `param_groups` that are no list of dicts")
