@@ -45,8 +45,10 @@ class Row:
         "exp_avg_ptr",
         "exp_avg_sq",
         "exp_avg_sq_ptr",
+        "grad_bytes",
         "grad_dtype",
         "grad_ptr",
+        "grad_size",
         "handle",
         "index",
         "is_cuda",
@@ -79,6 +81,8 @@ class Row:
         self.param_ptr = 0
         self.grad_ptr: int | None = None
         self.grad_dtype: torch.dtype | None = None
+        self.grad_size = 0
+        self.grad_bytes = 0
         self.is_cuda = False
         self.shape = torch.Size()
         self.stride: tuple[int, ...] = ()
@@ -167,20 +171,45 @@ class Engine:
     def step(self, groups: list[dict[str, Any]], states: Mapping[Tensor, dict[str, Any]]) -> None:
         """Steps every parameter that has a gradient. Everything is checked before the first parameter changes."""
         with self._turn.taken():
-            copies: list[Tensor] = []
-            calls = self._prepare(groups, states, copies)
-            if self._params_moved:
-                self._check_overlaps()
-            self._check_capture(calls)
-            for (handle, learning_rate, update_fraction, grad_scale), rows in calls.items():
-                handle.step([row.index for row in rows], learning_rate, update_fraction, grad_scale)
-                for row in rows:
-                    row.steps += 1
-                    row.step_cell.value = row.steps
-                    # Autograd then notices that what it has kept for a backward pass is no longer the same.
+            try:
+                copies: list[Tensor] = []
+                calls = self._prepare(groups, states, copies)
+                if self._params_moved:
+                    self._check_overlaps()
+                self._check_capture(calls)
+                for (handle, learning_rate, update_fraction, grad_scale), rows in calls.items():
+                    self._call(handle, rows, learning_rate, update_fraction, grad_scale)
+            except Exception:
+                raise
+            except BaseException:
+                # Ctrl-C comes between any two lines. What was being told to the library is told anew at the next step.
+                self._forget()
+                raise
+
+    def _call(
+        self, handle: DeviceHandle, rows: list[Row], learning_rate: float, update_fraction: float, grad_scale: float
+    ) -> None:
+        """A call of the library, after which the states count the steps that it counts, even if it is interrupted."""
+        try:
+            handle.step([row.index for row in rows], learning_rate, update_fraction, grad_scale)
+            for row in rows:
+                # Autograd then notices that what it has kept for a backward pass is no longer the same.
+                increment_version(row.param)
+                if row.master is not None:
+                    row.version = row.param._version
+                row.steps += 1
+                row.step_cell.value = row.steps
+        except BaseException:
+            for row in rows:
+                row.steps = handle.step_count(row.index)
+                if row.step_cell.value != row.steps:
                     increment_version(row.param)
-                    if row.master is not None:
-                        row.version = row.param._version
+                    row.step_cell.value = row.steps
+            raise
+
+    def _forget(self) -> None:
+        """Frees the library's optimizers. All that counts is in the state, from which the next step makes them anew."""
+        self._groups, self._handles, self._handle_for = [], [], {}
 
     def _prepare(
         self, groups: list[dict[str, Any]], states: Mapping[Tensor, dict[str, Any]], copies: list[Tensor]
@@ -223,6 +252,10 @@ class Engine:
                 elif row.added_with is not added_with:
                     reattached = True
                     self._add(row, known)
+                if grad.is_neg():
+                    # A view whose numbers lie in memory with the other sign.
+                    grad = grad.detach().resolve_neg()
+                    copies.append(grad)
                 if grad.stride() != row.stride and not same_order(grad, param):
                     grad = in_order_of(grad.detach(), param)
                     copies.append(grad)
@@ -284,11 +317,15 @@ class Engine:
         grad_ptr = grad.data_ptr()
         if param_ptr != row.param_ptr or grad_ptr != row.grad_ptr:
             if param_ptr != row.param_ptr:
-                check_storage(param, f"parameter {row.name}")
+                check_param(param, row.name, row.num_blocks)
                 self._params_moved = True
                 # Other memory may hold other values.
                 row.version = -1
-            if grad_ptr == 0:
+            # `check_storage` in the case that is all right, for it comes with every gradient.
+            if grad_ptr == 0 or (
+                grad_ptr != row.grad_ptr
+                and grad.untyped_storage().nbytes() - grad.storage_offset() * row.grad_size < row.grad_bytes
+            ):
                 check_storage(grad, f"the gradient of parameter {row.name}")
             handle.bind(row.index, param_ptr, grad_ptr)
             row.param_ptr = param_ptr
@@ -332,6 +369,8 @@ class Engine:
         row.step_cell = ctypes.c_int64.from_address(row.step_ptr)
         row.num_blocks = num_blocks
         row.param_dtype, row.grad_dtype = param.dtype, grad.dtype
+        row.grad_size = grad.dtype.itemsize
+        row.grad_bytes = row.grad_size * param.numel()
         row.shape, row.stride, row.is_cuda = param.shape, param.stride(), param.is_cuda
         row.version = -1
         row.checked_for = known.checked_for

@@ -184,10 +184,15 @@ class MoFO(torch.optim.Optimizer):
 
         Raises:
             mofo.Error: a gradient is sparse, or neither float32, float16 nor bfloat16; a parameter has changed its
-                type or its number of entries, has lost its memory, or is on another kind of device than CPU and CUDA;
-                the state does not fit. The text names the parameter. Nothing has been stepped.
+                type or its number of entries, has lost its memory, is a negated view, or is on another kind of device
+                than CPU and CUDA; the state does not fit. The text names the parameter. Nothing has been stepped.
             ValueError, TypeError: an option of a group was changed to one that is out of range. Nothing has been
                 stepped.
+
+        All that is checked before the first parameter is stepped. What only the library can find while it works (no
+        memory left, an error of CUDA) comes as a `mofo.Error`, too, but groups that differ in anything but
+        `num_blocks`, and parameters on several devices, are stepped one call after the other: those of earlier calls
+        are stepped then. So it is when Ctrl-C interrupts a step. `step` of each state says whether it was.
 
         A parameter whose memory has moved (`model.to(device)`, `param.data = ...`, `set_`) is followed, and its state
         with it, as long as type and number of entries are the same.
