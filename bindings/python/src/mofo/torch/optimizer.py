@@ -154,7 +154,11 @@ class MoFO(torch.optim.Optimizer):
         The tensors are copied, to the parameters' devices and layouts; those of the state keep their type (PyTorch
         would cast moments to the type of the parameter). Training goes on with the bits that it would have had.
 
-        Raises `ValueError`, and has changed nothing, if groups, shapes, types or steps do not fit.
+        Parameters are matched by their place in the groups, as in PyTorch; but if both sides have the same
+        `param_names` in another order, by their names. Options are those of the groups at the same place.
+
+        Raises `ValueError`, and has changed nothing, if groups, shapes, types or steps do not fit, or if the state is
+        of another algorithm than AdamW or MoFO: of SGD, with amsgrad, of Adam with a weight decay.
         """
         # A hook that comes after all others sees what is to be loaded at last; tensors are boxed, so that PyTorch
         # passes them on as they are; and unpacked before any other hook sees what was loaded.
@@ -190,9 +194,9 @@ class MoFO(torch.optim.Optimizer):
                 stepped.
 
         All that is checked before the first parameter is stepped. What only the library can find while it works (no
-        memory left, an error of CUDA) comes as a `mofo.Error`, too, but groups that differ in anything but
-        `num_blocks`, and parameters on several devices, are stepped one call after the other: those of earlier calls
-        are stepped then. So it is when Ctrl-C interrupts a step. `step` of each state says whether it was.
+        memory left, an error of CUDA) comes as a `mofo.Error`, too, but groups that differ in more than `num_blocks`
+        and `weight_decay`, and parameters on several devices, are stepped one call after the other: those of earlier
+        calls are stepped then. So it is when Ctrl-C interrupts a step. `step` of each state tells what was stepped.
 
         A parameter whose memory has moved (`model.to(device)`, `param.data = ...`, `set_`) is followed, and its state
         with it, as long as type and number of entries are the same.
