@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -77,6 +78,23 @@ def test_an_option_set_out_of_range_later_is_refused_before_anything_is_stepped(
     optimizer.param_groups[1][option] = good
     optimizer.step()
     assert torch.equal(one, two) and optimizer.state[one]["step"].item() == 2
+
+
+def test_numbers_of_numpy_are_as_good_as_pythons():
+    param = parameter()
+    optimizer = MoFO(
+        [param], lr=np.float32(0.5), num_blocks=np.int64(4), seed=np.uint64(2**64 - 1), maximize=np.bool_(True)
+    )
+    param.grad = torch.ones(4, 6)
+    optimizer.step()
+    other = parameter()
+    expected = MoFO([other], lr=0.5, num_blocks=4, seed=2**64 - 1, maximize=True)
+    other.grad = torch.ones(4, 6)
+    expected.step()
+    assert torch.equal(param, other) and not torch.equal(param, torch.ones(4, 6))
+    for wrong in ({"num_blocks": np.float32(4)}, {"seed": np.bool_(True)}, {"maximize": np.int64(1)}):
+        with pytest.raises(TypeError):
+            MoFO([parameter()], **wrong)
 
 
 def gaps():

@@ -38,7 +38,7 @@ def what_is_wrong_with(param: Tensor, num_blocks: int) -> str | None:
         if param.numel() % num_blocks:
             return f"has {param.numel()} entries, which num_blocks = {num_blocks} does not divide"
         if not param.is_contiguous():
-            return f"must be contiguous for num_blocks = {num_blocks}: blocks are slices of its first dimensions"
+            return f"must be contiguous for num_blocks = {num_blocks}: blocks are stretches of its entries"
     return None
 
 

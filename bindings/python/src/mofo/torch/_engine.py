@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
+from torch.nn.parameter import UninitializedParameter
 
 from .. import _declarations as c
 from .._handle import Turn
@@ -19,6 +20,9 @@ from ._handle import DeviceHandle
 from ._memory import in_order_of, same_order
 from ._settings import DTYPES, GroupSettings, HandleSettings, raw_options, settings_of
 from ._state import complete, follow_param, needs_master
+
+# With fewer entries the threads of a step would cost more than they bring.
+_SMALL = 1 << 16
 
 _NONE = torch.empty(0)
 
@@ -136,8 +140,8 @@ class Group:
         # ... or that the library is told when a tensor is added.
         self.added_with: object = None
 
-    def refresh(self, group: Mapping[str, Any]) -> GroupSettings:
-        raw = raw_options(group)
+    def refresh(self, group: Mapping[str, Any], num_threads: int | None) -> GroupSettings:
+        raw = raw_options(group, num_threads)
         if self.settings is None or raw != self.raw:
             settings = settings_of(raw, len(group["params"]))
             before = self.settings
@@ -167,13 +171,17 @@ class Engine:
         self._handles: list[DeviceHandle] = []
         self._turn = Turn()
         self._params_moved = False
+        self._measured: list[HandleSettings] | None = None
+        self._entries: dict[HandleSettings, int] = {}
 
-    def step(self, groups: list[dict[str, Any]], states: Mapping[Tensor, dict[str, Any]]) -> None:
+    def step(
+        self, groups: list[dict[str, Any]], states: Mapping[Tensor, dict[str, Any]], num_threads: int | None
+    ) -> None:
         """Steps every parameter that has a gradient. Everything is checked before the first parameter changes."""
         with self._turn.taken():
             try:
                 copies: list[Tensor] = []
-                calls = self._prepare(groups, states, copies)
+                calls = self._prepare(groups, states, copies, num_threads)
                 if self._params_moved:
                     self._check_overlaps()
                 self._check_capture(calls)
@@ -212,12 +220,17 @@ class Engine:
         self._groups, self._handles, self._handle_for = [], [], {}
 
     def _prepare(
-        self, groups: list[dict[str, Any]], states: Mapping[Tensor, dict[str, Any]], copies: list[Tensor]
+        self,
+        groups: list[dict[str, Any]],
+        states: Mapping[Tensor, dict[str, Any]],
+        copies: list[Tensor],
+        num_threads: int | None,
     ) -> dict[_Call, list[Row]]:
         """Brings the library up to date, and says which calls make the step."""
         # All options before all tensors: a schedule gone wrong must not leave half of them in other handles.
         self._follow_params(groups)
-        settings_of_groups = [known.refresh(group) for known, group in zip(self._groups, groups)]
+        settings_of_groups = [known.refresh(group, num_threads) for known, group in zip(self._groups, groups)]
+        self._measure(settings_of_groups)
         calls: dict[_Call, list[Row]] = {}
         strided = torch.strided
         reattached = False
@@ -294,6 +307,7 @@ class Engine:
         for row in rows.values():
             row.detach()
         self._groups = found
+        self._measured = None
         self._params_moved = True
 
     def _rows(self) -> Iterable[Row]:
@@ -405,7 +419,20 @@ class Engine:
         row.handle = handle
         row.added_with = known.added_with
 
+    def _measure(self, settings_of_groups: list[GroupSettings]) -> None:
+        """How many entries the groups have that share a library optimizer, if that may have changed."""
+        settings = [each.handle for each in settings_of_groups]
+        if settings == self._measured:
+            return
+        self._measured, self._entries = settings, {}
+        for known, handle in zip(self._groups, settings):
+            entries = sum(row.param.numel() for row in known.rows if not isinstance(row.param, UninitializedParameter))
+            self._entries[handle] = self._entries.get(handle, 0) + entries
+
     def _handle(self, settings: HandleSettings, device: torch.device) -> DeviceHandle:
+        if self._entries.get(settings, _SMALL) < _SMALL:
+            # Every one of the library's optimizers has threads of its own.
+            settings = settings._replace(num_threads=1)
         key = (settings, device)
         handle = self._handle_for.get(key)
         if handle is None or handle.is_worn:
