@@ -63,7 +63,7 @@ class LibraryHook(BuildHookInterface[Any]):
         if missing:
             # Possible only with a library that was built elsewhere, or on a system that has no sh.
             self.app.display_warning(
-                f"without {missing[0]} nothing lists the licences of what is linked into the library: the wheel "
+                f"without {missing[0]} nothing lists the licences of what is linked into the library, so the wheel "
                 "lacks them: it is not to be handed on without LICENSE-THIRD-PARTY (packaging/third-party.sh)"
             )
             return
