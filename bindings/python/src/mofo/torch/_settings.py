@@ -141,7 +141,8 @@ def _betas(value: Any) -> tuple[float, float]:
 def integer(name: str, value: Any, least: int, most: int) -> int:
     # NumPy's integers and bools are as good as Python's, as in `mofo.Options`.
     try:
-        if isinstance(value, (bool, torch.Tensor)):
+        # Some versions of NumPy take a bool for an index.
+        if isinstance(value, (bool, torch.Tensor)) or type(value).__name__ == "bool_":
             raise TypeError
         number = operator.index(value)
     except TypeError:

@@ -127,6 +127,14 @@ class MoFO(torch.optim.Optimizer):
     @_disable_dynamo
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as in PyTorch. Raises what the constructor raises, and has added nothing then."""
+        params = param_group.get("params") if isinstance(param_group, dict) else None
+        if not isinstance(params, (Tensor, set)) and isinstance(params, Iterable):
+            params = list(params)
+            param_group["params"] = params
+            if params and all(isinstance(item, tuple) and len(item) == 2 for item in params):
+                # Named parameters, which PyTorch knows since 2.6.
+                param_group["param_names"] = [name for name, _ in params]
+                param_group["params"] = [param for _, param in params]
         super().add_param_group(param_group)
         try:
             self._check_last_group()
