@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ class LibraryHook(BuildHookInterface[Any]):
     """Called by hatchling before each build."""
 
     PLUGIN_NAME = "custom"
+    _notice: Path | None = None
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Adds the library to what is built."""
@@ -52,6 +54,32 @@ class LibraryHook(BuildHookInterface[Any]):
                 build_data["force_include"][str(Path(self.root).resolve().parent.parent / name)] = (
                     f"{metadata}/licenses/{name}"
                 )
+            self._add_notice(build_data, f"{metadata}/licenses/LICENSE-THIRD-PARTY")
+
+    def _add_notice(self, build_data: dict[str, Any], place: str) -> None:
+        """Adds what is linked into the library besides mofo, with the licences, which must be handed on with it."""
+        checkout = Path(self.root).resolve().parent.parent
+        missing = [tool for tool in ("sh", os.environ.get("CARGO", "cargo")) if shutil.which(tool) is None]
+        if missing:
+            # Possible only with a library that was built elsewhere, or on a system that has no sh.
+            self.app.display_warning(
+                f"without {missing[0]} nothing lists the licences of what is linked into the library, so the wheel "
+                "lacks them: it is not to be handed on without LICENSE-THIRD-PARTY (packaging/third-party.sh)"
+            )
+            return
+        command = ["sh", str(checkout / "packaging" / "third-party.sh"), "--locked"]
+        done = subprocess.run(command, stdout=subprocess.PIPE)
+        if done.returncode != 0:
+            raise SystemExit(f"`{' '.join(command)}` failed: it lists the licences of what is linked into the library")
+        # Removed in `finalize`.
+        self._notice = Path(tempfile.mkdtemp()) / "LICENSE-THIRD-PARTY"
+        self._notice.write_bytes(done.stdout)
+        build_data["force_include"][str(self._notice)] = place
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Called by hatchling after each build."""
+        if self._notice is not None:
+            shutil.rmtree(self._notice.parent)
 
     def _library(self) -> Path:
         named = os.environ.get("MOFO_LIBRARY")

@@ -75,6 +75,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--threads", type=int, help="default: PyTorch's")
     parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument(
+        "--new-betas", action="store_true", help="give MoFO other betas at every step, as OneCycleLR does"
+    )
     parser.add_argument("--update-fractions", type=float, nargs="+", default=[0.03, 0.1, 1.0])
     arguments = parser.parse_args()
     if arguments.threads:
@@ -88,6 +91,10 @@ def main() -> None:
         for param, gradient in zip(params, gradients[number % 2]):
             param.grad = gradient
         names = list(contenders)
+        if arguments.new_betas:
+            for optimizer in contenders.values():
+                if isinstance(optimizer, MoFO):
+                    optimizer.param_groups[0]["betas"] = (0.85 + 1e-4 * (number % 100), 0.999)
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
             seconds = timed(contenders[name].step, arguments.device)

@@ -8,6 +8,7 @@ import gc
 import mmap
 import struct
 import unittest
+import warnings
 import weakref
 from typing import Any
 
@@ -355,6 +356,37 @@ class OfNumPy(BufferTest):
                     fresh = numpy.ones(1000, dtype=numpy.float32)
                     made.bind("w", **{what.split()[-1]: fresh})
                 self.assertFalse(made.step().skipped)
+
+    def test_arrays_that_became_read_only_or_of_another_type_are_refused(self) -> None:
+        param, grad = numpy.ones(8, numpy.float32), numpy.ones(8, numpy.float32)
+        self.optimizer.add("w", param, grad)
+        self.optimizer.step()
+        before = param.copy()
+        param.setflags(write=False)
+        with self.assertRaisesRegex(mofo.Error, "bound as param has become read-only"):
+            self.optimizer.step()
+        param.setflags(write=True)
+        for changed in (param, grad):
+            with warnings.catch_warnings():
+                # Newer NumPys advise against it, and go on doing it.
+                warnings.simplefilter("ignore")
+                changed.dtype = numpy.int32
+            with self.assertRaisesRegex(mofo.Error, "was resized, moved or given another type"):
+                self.optimizer.step()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                changed.dtype = numpy.float32
+        self.assertTrue(numpy.array_equal(param, before))
+        # A gradient is only read.
+        grad.setflags(write=False)
+        self.optimizer.step()
+        self.assertEqual(self.optimizer.state("w").step_count, 2)
+
+    def test_masked_arrays_are_refused(self) -> None:
+        masked = numpy.ma.masked_array(numpy.ones(4, numpy.float32), mask=[True, False, False, False])
+        self.assert_refused("param is a masked array", INVALID_BUFFER, masked)
+        self.assert_refused("grad is a masked array", INVALID_BUFFER, numpy.ones(4, numpy.float32), masked)
+        self.optimizer.add("w", masked.data)
 
     def test_without_a_gradient_an_array_may_move(self) -> None:
         param = numpy.ones(1000, dtype=numpy.float32)

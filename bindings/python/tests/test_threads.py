@@ -107,5 +107,46 @@ print("left open")
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "left open\n", ""))
 
 
+class TheEnd(unittest.TestCase):
+    def test_a_process_ends_while_a_daemon_thread_steps(self) -> None:
+        program = f"""
+import array, atexit, threading
+# Registered before the package is imported, and so called when it has let the others finish.
+atexit.register(lambda: at_the_end())
+import mofo
+param, grad = array.array("f", bytes({4 * ENTRIES})), array.array("f", bytes({4 * ENTRIES}))
+optimizer, other = mofo.Optimizer(num_threads=2), mofo.Optimizer(num_threads=1)
+for made in (optimizer, other):
+    made.add("w", param if made is optimizer else array.array("f", [1.0]), grad if made is optimizer else grad[:1])
+stepped, refused = threading.Event(), threading.Event()
+
+def run():
+    while True:
+        try:
+            optimizer.step()
+        except mofo.Error as error:
+            assert "the process is ending" in str(error), error
+            refused.set()
+            return
+        stepped.set()
+
+thread = threading.Thread(target=run, daemon=True)
+
+def at_the_end():
+    assert refused.wait(60)
+    thread.join()
+    other.step()
+    print("the main thread steps on", other.state("w").step_count)
+
+thread.start()
+stepped.wait()
+"""
+        for _ in range(5):
+            done = run_python(program)
+            self.assertEqual(
+                (done.returncode, done.stdout, done.stderr), (0, "the main thread steps on 1\n", ""), done.stderr
+            )
+
+
 if __name__ == "__main__":
     unittest.main()

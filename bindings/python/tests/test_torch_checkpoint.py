@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -164,13 +165,68 @@ def test_state_dicts_that_cannot_be_converted_are_refused(tmp_path: Path) -> Non
         (changed(max_exp_avg_sq=torch.zeros(7, 5)), None, "amsgrad"),
         (changed(exp_avg=torch.zeros(5, 7)), None, "differ in shape"),
         (changed(exp_avg=torch.zeros(7, 5).half(), exp_avg_sq=torch.zeros(7, 5).half()), None, "float16"),
-        (changed(exp_avg=torch.zeros(7, 5).bfloat16(), exp_avg_sq=torch.zeros(7, 5).bfloat16()), None, "several types"),
-        (changed(step=torch.tensor(2.5)), None, "step of '0.weight' is 2.5"),
+        (changed(exp_avg=torch.zeros(7, 5).bfloat16()), None, "differ in type"),
+        (changed(step=torch.tensor(2.5)), None, r"step of '0.weight' is tensor\(2.5"),
+        (changed(step="x"), None, "step of '0.weight' is 'x'"),
+        (changed(step=float("nan")), None, "step of '0.weight' is nan"),
+        (changed(step=0), None, "step of '0.weight' is 0"),
+        (changed(exp_avg=[0.0] * 35), None, "exp_avg of '0.weight' is no dense tensor, but list"),
+        (changed(), "a", "list of texts is needed as names, not 'a'"),
+        (changed(), [1, 2, 3, 4, 5, 6], "list of texts is needed as names"),
+        ({}, None, "a dict of nothing, not an optimizer's state"),
+        ([], None, "is list, not an optimizer's state"),
+        ({**changed(), "state": [1]}, None, "a `state` that is no dict of dicts"),
+        ({**changed(), "state": {0: [1]}}, None, "a `state` that is no dict of dicts"),
+        ({**changed(), "param_groups": {}}, None, "`param_groups` that are no list of dicts"),
+        ({**changed(), "param_groups": [{"lr": 1.0}]}, None, "`params` of group 0"),
+        ({**changed(), "param_groups": [{"params": [[0]]}]}, None, "`params` of group 0"),
+        ({**changed(), "param_groups": [{"params": [0], "param_names": "a"}]}, None, "`param_names` of group 0"),
+        (
+            {**changed(), "param_groups": [{"params": [0, 0], "param_names": ["a", "b"]}]},
+            None,
+            "a parameter twice",
+        ),
     ]:
         with pytest.raises(mofo.Error, match=text) as raised:
             from_adamw(state_dict, path, names=names)
         assert raised.value.status_name == "MOFO_ERROR_CHECKPOINT"
     assert not path.exists()
+
+
+def test_moments_of_several_types_become_f32(tmp_path: Path) -> None:
+    made = model(torch.bfloat16)
+    made[1].float()
+    adamw = torch.optim.AdamW(made.named_parameters())
+    for parameter in made.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    adamw.step()
+    path = tmp_path / "state.safetensors"
+    from_adamw(adamw.state_dict(), path)
+    back = to_adamw(path, adamw.state_dict())
+    kinds = set()
+    for key, state in adamw.state_dict()["state"].items():
+        for moment in MOMENTS:
+            kinds.add(state[moment].dtype)
+            assert_same_bits(back["state"][key][moment], state[moment].float())
+    assert kinds == {torch.float32, torch.bfloat16}
+
+
+def test_parameters_without_entries_are_left_out(tmp_path: Path) -> None:
+    weight, empty = (torch.nn.Parameter(torch.ones(shape)) for shape in ((3,), (0, 4)))
+    weight.grad, empty.grad = torch.ones(3), torch.ones(0, 4)
+    adamw = torch.optim.AdamW([("weight", weight), ("empty", empty)])
+    adamw.step()
+    path = tmp_path / "state.safetensors"
+    from_adamw(adamw.state_dict(), path)
+    with safe_open(path, "pt") as file:
+        assert set(file.keys()) == {"weight.exp_avg", "weight.exp_avg_sq"}
+    back = to_adamw(path, adamw.state_dict())
+    assert_same_bits(back["state"][0]["exp_avg"], adamw.state[weight]["exp_avg"])
+    fresh = torch.optim.AdamW([("weight", weight), ("empty", empty)])
+    fresh.load_state_dict(to_adamw(path, fresh.state_dict(), shapes={"weight": (3,), "empty": (0, 4)}))
+    adamw.step()
+    fresh.step()
+    assert_same_bits(fresh.state[weight]["exp_avg"], adamw.state[weight]["exp_avg"])
 
 
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -229,11 +285,63 @@ def test_the_command_converts_files(tmp_path: Path) -> None:
     run("from-adamw", "training.pt", "state.safetensors", "--key", "optimizer", "--names", "names.txt")
     options = ["--key", "optimizer", "--names", "names.txt", "--model", "model.safetensors"]
     run("to-adamw", "state.safetensors", "back.pt", "--like", "fresh.pt", *options)
-    back = torch.load(tmp_path / "back.pt", weights_only=True)
+    back = torch.load(tmp_path / "back.pt", weights_only=True)["optimizer"]
     for key, state in state_dict["state"].items():
         for part in ("step", *MOMENTS):
             assert_same_bits(back["state"][key][part], state[part])
     assert not list(tmp_path.glob("*.partial"))
+
+
+def training_file(path: Path) -> tuple[torch.nn.Module, dict[str, Any]]:
+    made, adamw = trained_adamw()
+    whole = {"model": made.state_dict(), "optimizer": adamw.state_dict(), "epoch": 7}
+    torch.save(whole, path)
+    return made, whole
+
+
+def test_with_a_key_everything_else_in_the_file_stays(tmp_path: Path) -> None:
+    made, whole = training_file(tmp_path / "training.pt")
+    training, state = str(tmp_path / "training.pt"), str(tmp_path / "state.safetensors")
+    main(["from-adamw", training, state, "--key", "optimizer"])
+    main(["to-adamw", state, training, "--like", training, "--key", "optimizer"])
+    back = torch.load(training, weights_only=True)
+    assert set(back) == set(whole) and back["epoch"] == 7
+    for name, weight in made.state_dict().items():
+        assert_same_bits(back["model"][name], weight)
+    for key, parts in whole["optimizer"]["state"].items():
+        for part in ("step", *MOMENTS):
+            assert_same_bits(back["optimizer"]["state"][key][part], parts[part])
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training_file(tmp_path / "training.pt")
+    training, state = str(tmp_path / "training.pt"), str(tmp_path / "state.safetensors")
+    main(["from-adamw", training, state, "--key", "optimizer"])
+    before = Path(training).read_bytes()
+    files = set(tmp_path.iterdir())
+    synced = []
+    fsync = os.fsync
+
+    def counted(descriptor: int) -> None:
+        synced.append(descriptor)
+        fsync(descriptor)
+
+    def failing(content: Any, file: Any) -> None:
+        file.write(b"half of it")
+        raise OSError("no space left")
+
+    command = ["to-adamw", state, training, "--like", training, "--key", "optimizer"]
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", failing)
+        with pytest.raises(SystemExit, match="error: no space left"):
+            main(command)
+    assert Path(training).read_bytes() == before and set(tmp_path.iterdir()) == files
+    monkeypatch.setattr(os, "fsync", counted)
+    # Somebody's own file beside it is no concern of ours.
+    (tmp_path / "training.pt.partial").write_text("mine", encoding="utf-8")
+    main(command)
+    assert synced and (tmp_path / "training.pt.partial").read_text(encoding="utf-8") == "mine"
+    assert set(tmp_path.iterdir()) == {*files, tmp_path / "training.pt.partial"}
 
 
 def test_the_command_says_what_is_wrong_and_runs_no_code_of_files(tmp_path: Path) -> None:
@@ -243,10 +351,16 @@ def test_the_command_says_what_is_wrong_and_runs_no_code_of_files(tmp_path: Path
 
     torch.save({"state": Evil(), "param_groups": []}, tmp_path / "evil.pt")
     torch.save({"model": {}}, tmp_path / "model.pt")
+    torch.save([], tmp_path / "list.pt")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    (tmp_path / "text.pt").write_bytes(b"just text")
     for file, text in [
         ("evil.pt", "error: .*eights"),
         ("model.pt", "error: .*--key"),
         ("missing.pt", "error: .*missing"),
+        ("empty.pt", "error: .*empty.pt cannot be loaded"),
+        ("text.pt", "error: .*text.pt cannot be loaded"),
+        ("list.pt", "error: .*list.pt holds.*is list"),
     ]:
         with pytest.raises(SystemExit, match=f"(?s){text}"):
             main(["from-adamw", str(tmp_path / file), str(tmp_path / "state.safetensors")])

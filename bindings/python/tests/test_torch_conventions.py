@@ -453,6 +453,47 @@ def test_the_number_of_threads_follows_pytorch_and_changes_no_bit():
     assert same_bits(models[0], models[1]) and same_bits(models[0], models[2])
 
 
+def test_the_number_of_threads_can_be_the_optimizers_own():
+    params = [nn.Parameter(torch.ones(100_000)) for _ in range(2)]
+    optimizer = MoFO([{"params": params[:1]}, {"params": params[1:], "betas": (0.8, 0.9)}], num_threads=3)
+
+    def threads(of):
+        for param in (param for group in of.param_groups for param in group["params"]):
+            param.grad = torch.ones_like(param)
+        of.step()
+        return [settings.num_threads for settings, _ in of._engine._handle_for]
+
+    assert threads(optimizer) == [3, 3]
+    assert threads(copy.deepcopy(optimizer)) == threads(pickle.loads(pickle.dumps(optimizer))) == [3, 3]
+    state_dict = optimizer.state_dict()
+    assert not any("num_threads" in key for group in state_dict["param_groups"] for key in group)
+    optimizer.load_state_dict(copy.deepcopy(state_dict))
+    assert threads(optimizer) == [3, 3]
+    for wrong, error in ((0, ValueError), (1025, ValueError), (1.5, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="num_threads"):
+            MoFO(params, num_threads=wrong)
+
+
+def test_small_tensors_are_stepped_by_one_thread():
+    small = [nn.Parameter(torch.ones(100)) for _ in range(3)]
+    large = nn.Parameter(torch.ones(100_000))
+    optimizer = MoFO(
+        [{"params": [param], "betas": (0.1 * number, 0.9)} for number, param in enumerate(small)]
+        + [{"params": [large]}],
+        num_threads=4,
+    )
+    for param in (*small, large):
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    handles = [settings.num_threads for settings, _ in optimizer._engine._handle_for]
+    assert handles == [1, 1, 1, 4]
+    # Small ones that share their settings with large ones are stepped with them.
+    for group in optimizer.param_groups:
+        group["betas"] = (0.5, 0.9)
+    optimizer.step()
+    assert [settings.num_threads for settings, _ in optimizer._engine._handle_for] == [4]
+
+
 def test_a_compiled_training_step_calls_it():
     model = transformer()
     optimizer = optimizer_of(model)

@@ -125,3 +125,45 @@ def test_torch_optimizers_take_the_groups_too():
     train(other, optimizer, range(2))
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(model.parameters(), other.parameters()))
     assert not all(same_bits(a, b) for a, b in zip(model.parameters(), transformer().parameters()))
+
+
+def test_many_groups_take_time_in_proportion():
+    params = [nn.Parameter(torch.ones(8)) for _ in range(1600)]
+
+    def looked_at(count):
+        seen = []
+        optimizer = MoFO([{"params": [params[0]]}])
+        original = optimizer._check_all_groups
+        optimizer._check_all_groups = lambda: (seen.append(1), original())
+        for param in params[1:count]:
+            optimizer.add_param_group({"params": [param]})
+        return seen
+
+    # No group made it necessary to look at all the others.
+    assert looked_at(1600) == []
+
+
+def test_conflicts_are_found_among_many_groups_and_only_where_they_are():
+    memory = torch.ones(64)
+    params = [nn.Parameter(memory[8 * number : 8 * number + 8]) for number in range(7)]
+    optimizer = MoFO([{"params": [(f"p{number}", param)]} for number, param in enumerate(params)])
+    for named, message in [
+        (("p3", nn.Parameter(torch.ones(8))), "two parameters are named p3"),
+        (("new", nn.Parameter(memory[20:23])), "parameters p2 and new share memory"),
+        (("new", nn.Parameter(memory[55:60])), "parameters p6 and new share memory"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            optimizer.add_param_group({"params": [named]})
+        assert len(optimizer.param_groups) == 7
+    # One that has moved is in nobody's way where it was.
+    params[2].data = torch.ones(8)
+    optimizer.add_param_group({"params": [("new", nn.Parameter(memory[16:24]))]})
+    with pytest.raises(ValueError, match="parameters new and newer share memory"):
+        optimizer.add_param_group({"params": [("newer", nn.Parameter(memory[23:24]))]})
+    # Nor is one that was taken out by hand.
+    del optimizer.param_groups[0]
+    optimizer.add_param_group({"params": [("p0", nn.Parameter(memory[:8]))]})
+    assert len(optimizer.param_groups) == 8
+    clone = copy.deepcopy(optimizer)
+    with pytest.raises(ValueError, match="two parameters are named p6"):
+        clone.add_param_group({"params": [("p6", nn.Parameter(torch.ones(1)))]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -77,6 +78,23 @@ def test_an_option_set_out_of_range_later_is_refused_before_anything_is_stepped(
     optimizer.param_groups[1][option] = good
     optimizer.step()
     assert torch.equal(one, two) and optimizer.state[one]["step"].item() == 2
+
+
+def test_numbers_of_numpy_are_as_good_as_pythons():
+    param = parameter()
+    optimizer = MoFO(
+        [param], lr=np.float32(0.5), num_blocks=np.int64(4), seed=np.uint64(2**64 - 1), maximize=np.bool_(True)
+    )
+    param.grad = torch.ones(4, 6)
+    optimizer.step()
+    other = parameter()
+    expected = MoFO([other], lr=0.5, num_blocks=4, seed=2**64 - 1, maximize=True)
+    other.grad = torch.ones(4, 6)
+    expected.step()
+    assert torch.equal(param, other) and not torch.equal(param, torch.ones(4, 6))
+    for wrong in ({"num_blocks": np.float32(4)}, {"seed": np.bool_(True)}, {"maximize": np.int64(1)}):
+        with pytest.raises(TypeError):
+            MoFO([parameter()], **wrong)
 
 
 def gaps():
@@ -220,6 +238,54 @@ def test_a_parameter_made_on_the_meta_device_may_get_memory_later():
     linear(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     assert all(param.detach().max().item() == pytest.approx(0.9) for param in linear.parameters())
+
+
+def negated(tensor):
+    """A view that shows `tensor`, whose numbers lie in memory with the other sign."""
+    return torch._neg_view(-tensor)
+
+
+def test_negated_views():
+    with pytest.raises(ValueError, match="parameter w is a negated view"):
+        MoFO([("w", nn.Parameter(negated(torch.ones(4, 6))))])
+
+    def becomes(param):
+        param.data = negated(torch.ones(4, 6))
+        param.grad = torch.ones(4, 6)
+
+    assert "parameter w is a negated view" in str(step_with(parameter(), becomes))
+    # As a gradient it is no harm.
+    results = []
+    for grad in (torch.arange(24.0).view(4, 6), negated(torch.arange(24.0).view(4, 6))):
+        param = parameter()
+        optimizer = MoFO([param], lr=0.1, update_fraction=0.5)
+        param.grad = torch.ones(4, 6)
+        optimizer.step()
+        param.grad = grad
+        optimizer.step()
+        results.append(param)
+    assert negated(torch.ones(2)).is_neg() and torch.equal(*results)
+
+
+def test_gradients_whose_storage_is_smaller_than_they_are():
+    param = parameter()
+    optimizer = MoFO([("w", param)])
+    param.grad = torch.ones(4, 6)
+    optimizer.step()
+    before = param.detach().clone()
+    for offset in (0, 5):
+        memory = torch.ones(24 + offset)
+        grad = memory[offset:].view(4, 6)
+        # The storage may lie elsewhere then, but still somewhere.
+        memory.untyped_storage().resize_(4 * (23 + offset))
+        param.grad = grad
+        with pytest.raises(mofo.Error, match="the gradient of parameter w has lost its memory"):
+            optimizer.step()
+        assert torch.equal(param, before) and optimizer.state[param]["step"].item() == 1
+        memory.untyped_storage().resize_(4 * (24 + offset))
+        memory.fill_(1.0)
+    optimizer.step()
+    assert optimizer.state[param]["step"].item() == 2
 
 
 def test_one_thread_at_a_time():

@@ -25,7 +25,8 @@ def invalid(message: str) -> Error:
 
 def integer(what: str, value: Any, least: int, most: int) -> int:
     """An integer (of Python, NumPy, ...) from `least` to `most`."""
-    if isinstance(value, bool):
+    # Some versions of NumPy take their bool for an index.
+    if isinstance(value, bool) or type(value).__name__ == "bool_":
         raise TypeError(f"{what}: an integer is needed, not {value}")
     try:
         number = operator.index(value)

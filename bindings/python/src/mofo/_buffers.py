@@ -61,6 +61,10 @@ class Need:
     numel: int | None = None
 
 
+# Address, bytes and type.
+_Place = tuple[int, int, Any]
+
+
 @dataclass(frozen=True)
 class Buffer:
     """A buffer that has been looked at.
@@ -74,11 +78,16 @@ class Buffer:
     dtype: int
     shape: tuple[int, ...] | None
     view: object = None
-    places: tuple[tuple[Any, int, int], ...] = field(default=(), repr=False)
+    places: tuple[tuple[Any, _Place], ...] = field(default=(), repr=False)
+    writable: bool = False
 
     def moved(self) -> bool:
-        """Whether an array is elsewhere, or of another size, since the buffer was looked at."""
-        return any(_place(array) != (address, size) for array, address, size in self.places)
+        """Whether an array is elsewhere, or of another size or type, since the buffer was looked at."""
+        return any(_place(array) != place for array, place in self.places)
+
+    def locked(self) -> bool:
+        """Whether an array that is written to has become read-only since."""
+        return self.writable and bool(self.places) and not self.places[0][0].flags.writeable
 
 
 def bad_buffer(message: str) -> Error:
@@ -128,6 +137,9 @@ def _at_address(source: Any, need: Need) -> Buffer:
 
 
 def _on_host(source: Any, need: Need) -> Buffer:
+    masked = sys.modules.get("numpy.ma")
+    if masked is not None and isinstance(source, masked.MaskedArray):
+        raise bad_buffer(f"{need.what} is a masked array, whose mask would be ignored: pass its `data`")
     bfloat16 = str(getattr(source, "dtype", "")) == "bfloat16"
     try:
         # ml_dtypes' bfloat16 has no format in the buffer protocol. A view as another type is of the same memory.
@@ -154,8 +166,8 @@ def _on_host(source: Any, need: Need) -> Buffer:
         dtype = _told_dtype(need, told, str(getattr(source, "dtype", f"format {view.format!r}")))
         numel, shape = view.nbytes // view.itemsize, view.shape
     _check_numel(need, numel)
-    places = tuple((array, *_place(array)) for array in _arrays(source))
-    return Buffer(address_of(view), numel, dtype, shape, view, places)
+    places = tuple((array, _place(array)) for array in _arrays(source))
+    return Buffer(address_of(view), numel, dtype, shape, view, places, need.writable)
 
 
 def _on_gpu(source: Any, interface: dict[str, Any], need: Need) -> Buffer:
@@ -238,5 +250,5 @@ def _arrays(source: Any) -> Iterator[Any]:
             return
 
 
-def _place(array: Any) -> tuple[int, int]:
-    return array.__array_interface__["data"][0], array.nbytes
+def _place(array: Any) -> _Place:
+    return array.__array_interface__["data"][0], array.nbytes, array.dtype

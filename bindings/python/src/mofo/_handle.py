@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import os
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +26,8 @@ class Handle:
         self.library.check(self.library.functions.mofo_create(options, self.pointer))
         self._views: dict[int, list[weakref.ref[Any]]] = {}
         self.destroy = weakref.finalize(self, self.library.functions.mofo_destroy, self.pointer)
+        # Other threads may be in the library when the process ends, which frees everything anyway.
+        self.destroy.atexit = False
 
     def memory(self, index: int, address: int, size: int) -> ctypes.Array[ctypes.c_ubyte]:
         """`size` bytes of a tensor's state as an object with the buffer protocol."""
@@ -43,6 +48,25 @@ class Handle:
         return any(lent() is not None for views in lists for lent in views)
 
 
+_running: set[Turn] = set()
+_exiting = False
+
+
+def _wait_for_calls() -> None:
+    """Before the process ends: daemon threads finish the call that they are in, and begin no other."""
+    global _exiting
+    _exiting = True
+    for turn in list(_running):
+        while turn in _running:
+            time.sleep(1e-3)
+
+
+atexit.register(_wait_for_calls)
+if hasattr(os, "register_at_fork"):
+    # A child has none of its parent's other threads, and must not wait for them.
+    os.register_at_fork(after_in_child=_running.clear)
+
+
 class Turn:
     """Who may call: one at a time. The C library leaves that to its callers; a race there would be undefined."""
 
@@ -58,6 +82,10 @@ class Turn:
                 "the optimizer is in use by another call: it is used by one thread at a time",
             )
         try:
+            _running.add(self)
+            if _exiting and threading.current_thread() is not threading.main_thread():
+                raise Error(MOFO_ERROR_INVALID_STATE, "the process is ending")
             yield
         finally:
+            _running.discard(self)
             self._lock.release()

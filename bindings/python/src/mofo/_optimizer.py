@@ -281,10 +281,29 @@ class Optimizer:
             where = address_of(view)
             handle.library.check(handle.library.functions.mofo_load_from_memory(handle.pointer, where, view.nbytes))
 
-    def state_size(self, numel: int, **tensor: Any) -> StateSizes:
-        """What a tensor would need in this optimizer; the keywords are those of the function `state_size`."""
+    def state_size(
+        self,
+        numel: int,
+        *,
+        dtype: str = "f32",
+        num_blocks: int = 1,
+        update_fraction: float | None = None,
+        exp_avg: bool = False,
+        exp_avg_sq: bool = False,
+        master: bool = False,
+    ) -> StateSizes:
+        """What a tensor would need in this optimizer, as by the function `state_size`."""
         with self._call():
-            return state_size(numel, options=self._options, **tensor)
+            return state_size(
+                numel,
+                dtype=dtype,
+                num_blocks=num_blocks,
+                update_fraction=update_fraction,
+                exp_avg=exp_avg,
+                exp_avg_sq=exp_avg_sq,
+                master=master,
+                options=self._options,
+            )
 
     def memory(self) -> MemoryInfo:
         """The memory that the optimizer holds."""

@@ -34,8 +34,11 @@ class Tensor:
             if buffer is not None and buffer.moved():
                 again = "bind the tensor again" if what in bound else "remove the tensor and add it again"
                 raise bad_buffer(
-                    f'tensor "{self.name}": the array that is bound as {what} was resized or moved: {again}'
+                    f'tensor "{self.name}": the array that is bound as {what} was resized, moved or given another '
+                    f"type: {again}"
                 )
+            if buffer is not None and buffer.locked() and not state_only:
+                raise bad_buffer(f'tensor "{self.name}": the array that is bound as {what} has become read-only')
 
     def rebind(self, param: Buffer | None, grad: Buffer | None) -> None:
         """Takes these buffers in place of those that were bound."""

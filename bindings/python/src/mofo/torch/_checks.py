@@ -27,6 +27,8 @@ def what_is_wrong_with(param: Tensor, num_blocks: int) -> str | None:
             f"is a {type(param).__name__}: the shards of a sharded tensor would be filtered one by one, which is "
             "another algorithm; MoFO needs whole tensors"
         )
+    if param.is_neg():
+        return "is a negated view, whose numbers lie in memory with the other sign: resolve_neg() makes a plain tensor"
     if not is_dense(param):
         return (
             f"has gaps or overlaps in memory (shape {tuple(param.shape)}, strides {param.stride()}): "
@@ -36,7 +38,7 @@ def what_is_wrong_with(param: Tensor, num_blocks: int) -> str | None:
         if param.numel() % num_blocks:
             return f"has {param.numel()} entries, which num_blocks = {num_blocks} does not divide"
         if not param.is_contiguous():
-            return f"must be contiguous for num_blocks = {num_blocks}: blocks are slices of its first dimensions"
+            return f"must be contiguous for num_blocks = {num_blocks}: blocks are stretches of its entries"
     return None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
+from torch.nn.parameter import UninitializedParameter
 
 from .. import _declarations as c
 from .._handle import Turn
@@ -19,6 +20,9 @@ from ._handle import DeviceHandle
 from ._memory import in_order_of, same_order
 from ._settings import DTYPES, GroupSettings, HandleSettings, raw_options, settings_of
 from ._state import complete, follow_param, needs_master
+
+# With fewer entries the threads of a step would cost more than they bring.
+_SMALL = 1 << 16
 
 _NONE = torch.empty(0)
 
@@ -45,8 +49,10 @@ class Row:
         "exp_avg_ptr",
         "exp_avg_sq",
         "exp_avg_sq_ptr",
+        "grad_bytes",
         "grad_dtype",
         "grad_ptr",
+        "grad_size",
         "handle",
         "index",
         "is_cuda",
@@ -79,6 +85,8 @@ class Row:
         self.param_ptr = 0
         self.grad_ptr: int | None = None
         self.grad_dtype: torch.dtype | None = None
+        self.grad_size = 0
+        self.grad_bytes = 0
         self.is_cuda = False
         self.shape = torch.Size()
         self.stride: tuple[int, ...] = ()
@@ -132,8 +140,8 @@ class Group:
         # ... or that the library is told when a tensor is added.
         self.added_with: object = None
 
-    def refresh(self, group: Mapping[str, Any]) -> GroupSettings:
-        raw = raw_options(group)
+    def refresh(self, group: Mapping[str, Any], num_threads: int | None) -> GroupSettings:
+        raw = raw_options(group, num_threads)
         if self.settings is None or raw != self.raw:
             settings = settings_of(raw, len(group["params"]))
             before = self.settings
@@ -163,32 +171,66 @@ class Engine:
         self._handles: list[DeviceHandle] = []
         self._turn = Turn()
         self._params_moved = False
+        self._measured: list[HandleSettings] | None = None
+        self._entries: dict[HandleSettings, int] = {}
 
-    def step(self, groups: list[dict[str, Any]], states: Mapping[Tensor, dict[str, Any]]) -> None:
+    def step(
+        self, groups: list[dict[str, Any]], states: Mapping[Tensor, dict[str, Any]], num_threads: int | None
+    ) -> None:
         """Steps every parameter that has a gradient. Everything is checked before the first parameter changes."""
         with self._turn.taken():
-            copies: list[Tensor] = []
-            calls = self._prepare(groups, states, copies)
-            if self._params_moved:
-                self._check_overlaps()
-            self._check_capture(calls)
-            for (handle, learning_rate, update_fraction, grad_scale), rows in calls.items():
-                handle.step([row.index for row in rows], learning_rate, update_fraction, grad_scale)
-                for row in rows:
-                    row.steps += 1
-                    row.step_cell.value = row.steps
-                    # Autograd then notices that what it has kept for a backward pass is no longer the same.
+            try:
+                copies: list[Tensor] = []
+                calls = self._prepare(groups, states, copies, num_threads)
+                if self._params_moved:
+                    self._check_overlaps()
+                self._check_capture(calls)
+                for (handle, learning_rate, update_fraction, grad_scale), rows in calls.items():
+                    self._call(handle, rows, learning_rate, update_fraction, grad_scale)
+            except Exception:
+                raise
+            except BaseException:
+                # Ctrl-C comes between any two lines. What was being told to the library is told anew at the next step.
+                self._forget()
+                raise
+
+    def _call(
+        self, handle: DeviceHandle, rows: list[Row], learning_rate: float, update_fraction: float, grad_scale: float
+    ) -> None:
+        """A call of the library, after which the states count the steps that it counts, even if it is interrupted."""
+        try:
+            handle.step([row.index for row in rows], learning_rate, update_fraction, grad_scale)
+            for row in rows:
+                # Autograd then notices that what it has kept for a backward pass is no longer the same.
+                increment_version(row.param)
+                if row.master is not None:
+                    row.version = row.param._version
+                row.steps += 1
+                row.step_cell.value = row.steps
+        except BaseException:
+            for row in rows:
+                row.steps = handle.step_count(row.index)
+                if row.step_cell.value != row.steps:
                     increment_version(row.param)
-                    if row.master is not None:
-                        row.version = row.param._version
+                    row.step_cell.value = row.steps
+            raise
+
+    def _forget(self) -> None:
+        """Frees the library's optimizers. All that counts is in the state, from which the next step makes them anew."""
+        self._groups, self._handles, self._handle_for = [], [], {}
 
     def _prepare(
-        self, groups: list[dict[str, Any]], states: Mapping[Tensor, dict[str, Any]], copies: list[Tensor]
+        self,
+        groups: list[dict[str, Any]],
+        states: Mapping[Tensor, dict[str, Any]],
+        copies: list[Tensor],
+        num_threads: int | None,
     ) -> dict[_Call, list[Row]]:
         """Brings the library up to date, and says which calls make the step."""
         # All options before all tensors: a schedule gone wrong must not leave half of them in other handles.
         self._follow_params(groups)
-        settings_of_groups = [known.refresh(group) for known, group in zip(self._groups, groups)]
+        settings_of_groups = [known.refresh(group, num_threads) for known, group in zip(self._groups, groups)]
+        self._measure(settings_of_groups)
         calls: dict[_Call, list[Row]] = {}
         strided = torch.strided
         reattached = False
@@ -223,6 +265,10 @@ class Engine:
                 elif row.added_with is not added_with:
                     reattached = True
                     self._add(row, known)
+                if grad.is_neg():
+                    # A view whose numbers lie in memory with the other sign.
+                    grad = grad.detach().resolve_neg()
+                    copies.append(grad)
                 if grad.stride() != row.stride and not same_order(grad, param):
                     grad = in_order_of(grad.detach(), param)
                     copies.append(grad)
@@ -261,6 +307,7 @@ class Engine:
         for row in rows.values():
             row.detach()
         self._groups = found
+        self._measured = None
         self._params_moved = True
 
     def _rows(self) -> Iterable[Row]:
@@ -284,11 +331,15 @@ class Engine:
         grad_ptr = grad.data_ptr()
         if param_ptr != row.param_ptr or grad_ptr != row.grad_ptr:
             if param_ptr != row.param_ptr:
-                check_storage(param, f"parameter {row.name}")
+                check_param(param, row.name, row.num_blocks)
                 self._params_moved = True
                 # Other memory may hold other values.
                 row.version = -1
-            if grad_ptr == 0:
+            # `check_storage` in the case that is all right, for it comes with every gradient.
+            if grad_ptr == 0 or (
+                grad_ptr != row.grad_ptr
+                and grad.untyped_storage().nbytes() - grad.storage_offset() * row.grad_size < row.grad_bytes
+            ):
                 check_storage(grad, f"the gradient of parameter {row.name}")
             handle.bind(row.index, param_ptr, grad_ptr)
             row.param_ptr = param_ptr
@@ -332,6 +383,8 @@ class Engine:
         row.step_cell = ctypes.c_int64.from_address(row.step_ptr)
         row.num_blocks = num_blocks
         row.param_dtype, row.grad_dtype = param.dtype, grad.dtype
+        row.grad_size = grad.dtype.itemsize
+        row.grad_bytes = row.grad_size * param.numel()
         row.shape, row.stride, row.is_cuda = param.shape, param.stride(), param.is_cuda
         row.version = -1
         row.checked_for = known.checked_for
@@ -366,7 +419,20 @@ class Engine:
         row.handle = handle
         row.added_with = known.added_with
 
+    def _measure(self, settings_of_groups: list[GroupSettings]) -> None:
+        """How many entries the groups have that share a library optimizer, if that may have changed."""
+        settings = [each.handle for each in settings_of_groups]
+        if settings == self._measured:
+            return
+        self._measured, self._entries = settings, {}
+        for known, handle in zip(self._groups, settings):
+            entries = sum(row.param.numel() for row in known.rows if not isinstance(row.param, UninitializedParameter))
+            self._entries[handle] = self._entries.get(handle, 0) + entries
+
     def _handle(self, settings: HandleSettings, device: torch.device) -> DeviceHandle:
+        if self._entries.get(settings, _SMALL) < _SMALL:
+            # Every one of the library's optimizers has threads of its own.
+            settings = settings._replace(num_threads=1)
         key = (settings, device)
         handle = self._handle_for.get(key)
         if handle is None or handle.is_worn:

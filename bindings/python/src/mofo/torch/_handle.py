@@ -105,6 +105,13 @@ class DeviceHandle:
     def set_step_count(self, index: int, step_count: int) -> None:
         self._check(self._functions.mofo_set_step_count(self._pointer, index, step_count))
 
+    def step_count(self, index: int) -> int:
+        """How many steps the library has counted."""
+        info = c.CTensorInfo()
+        self._check(self._functions.mofo_tensor_state(self._pointer, index, info, ctypes.sizeof(info)))
+        count: int = info.step_count
+        return count
+
     def step(self, indices: Sequence[int], learning_rate: float, update_fraction: float, grad_scale: float) -> None:
         """Steps these tensors; on CUDA on the current stream, without waiting."""
         key = tuple(indices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ OPTIONS = (
 )
 """Of a parameter group, `params` aside."""
 
-_MAX_THREADS = 1024
+MAX_THREADS = 1024
 _MAX_F32 = 3.4028234663852886e38
 
 
@@ -64,8 +65,8 @@ class GroupSettings(NamedTuple):
     grad_scale: float
 
 
-def raw_options(group: Mapping[str, Any]) -> tuple[Any, ...]:
-    """A group's options as they stand, to see whether they have changed."""
+def raw_options(group: Mapping[str, Any], num_threads: int | None = None) -> tuple[Any, ...]:
+    """A group's options as they stand, to see whether they have changed; and threads, by default PyTorch's."""
     values = [group[option] for option in OPTIONS]
     learning_rate, num_blocks = values[0], values[5]
     # A tensor may change its value, a list its items, without becoming another object.
@@ -73,7 +74,7 @@ def raw_options(group: Mapping[str, Any]) -> tuple[Any, ...]:
         values[0] = float(learning_rate)
     if type(num_blocks) is not int and isinstance(num_blocks, Sequence):
         values[5] = tuple(num_blocks)
-    return (*values, torch.get_num_threads())
+    return (*values, num_threads or torch.get_num_threads())
 
 
 def settings_of(raw: tuple[Any, ...], num_params: int) -> GroupSettings:
@@ -101,8 +102,8 @@ def settings_of(raw: tuple[Any, ...], num_params: int) -> GroupSettings:
         state_dtype=_choice(options, "state_dtype", STATE_DTYPES),
         master_weights=_flag(options, "master_weights"),
         rounding=_choice(options, "rounding", ROUNDINGS),
-        seed=_integer("seed", options["seed"], 0, 2**64 - 1),
-        num_threads=min(raw[-1], _MAX_THREADS),
+        seed=integer("seed", options["seed"], 0, 2**64 - 1),
+        num_threads=min(raw[-1], MAX_THREADS),
     )
     return GroupSettings(
         handle=handle,
@@ -137,19 +138,25 @@ def _betas(value: Any) -> tuple[float, float]:
     return beta1, beta2
 
 
-def _integer(name: str, value: Any, least: int, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, not {value!r}")
-    if not least <= value <= most:
-        raise ValueError(f"{name} must be from {least} to {most}, not {value}")
-    return value
+def integer(name: str, value: Any, least: int, most: int) -> int:
+    # NumPy's integers and bools are as good as Python's, as in `mofo.Options`.
+    try:
+        # Some versions of NumPy take a bool for an index.
+        if isinstance(value, (bool, torch.Tensor)) or type(value).__name__ == "bool_":
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {value!r}") from None
+    if not least <= number <= most:
+        raise ValueError(f"{name} must be from {least} to {most}, not {number}")
+    return number
 
 
 def _flag(options: dict[str, Any], name: str) -> bool:
     value = options[name]
-    if not isinstance(value, bool):
+    if not (isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")):
         raise TypeError(f"{name} must be True or False, not {value!r}")
-    return value
+    return bool(value)
 
 
 def _choice(options: dict[str, Any], name: str, choices: Mapping[Any, int]) -> int:
@@ -162,7 +169,7 @@ def _choice(options: dict[str, Any], name: str, choices: Mapping[Any, int]) -> i
 
 def _num_blocks(value: Any, num_params: int) -> int | tuple[int, ...]:
     if not isinstance(value, tuple):
-        return _integer("num_blocks", value, 1, 2**63 - 1)
+        return integer("num_blocks", value, 1, 2**63 - 1)
     if len(value) != num_params:
         raise ValueError(f"num_blocks has {len(value)} numbers for {num_params} parameters")
-    return tuple(_integer("num_blocks", number, 1, 2**63 - 1) for number in value)
+    return tuple(integer("num_blocks", number, 1, 2**63 - 1) for number in value)

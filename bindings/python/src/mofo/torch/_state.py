@@ -104,6 +104,7 @@ def _fitting(
         and is_dense(tensor)
         and same_order(tensor, param)
         and not tensor.requires_grad
+        and not tensor.is_neg()
     )
     return tensor if fits else state_tensor(param, dtype, part).copy_(tensor.detach().reshape(param.shape))
 

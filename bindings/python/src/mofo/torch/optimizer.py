@@ -13,8 +13,9 @@ from torch.optim.optimizer import ParamsT
 
 from ._checks import overlapping, what_is_wrong_with
 from ._engine import Engine, names_of
+from ._listed import Listed
 from ._loading import prepared, unpacked
-from ._settings import OPTIONS, raw_options, settings_of
+from ._settings import MAX_THREADS, OPTIONS, integer, raw_options, settings_of
 
 
 class MoFO(torch.optim.Optimizer):
@@ -46,9 +47,10 @@ class MoFO(torch.optim.Optimizer):
         weight_decay: decoupled weight decay, finite, at least 0.
         update_fraction: α in (0, 1]; the paper uses 0.03 to 0.2. `floor(α · entries)` entries of a block move, at least
             one, those that tie with the smallest of them too, and never an entry whose momentum is 0.
-        num_blocks: cuts a parameter into this many equal slices of its first dimensions, each with its own largest α:
-            for a weight that stacks those of several layers or heads. Must divide the number of entries. A sequence
-            has one number for each parameter of the group.
+        num_blocks: cuts a contiguous parameter into this many equal stretches of its entries, in the order of their
+            indices, each with its own largest α: for a weight that stacks those of several layers or heads along its
+            first dimensions. Must divide the number of entries; whether it divides a dimension is not asked. A
+            sequence has one number for each parameter of the group.
         filter: what is compared: "momentum" (MoFO) or, for experiments, "gradient", "update" or "random".
         weight_decay_scope: "selected": weight decay reaches the entries that move; "all": every entry, as in the
             authors' code.
@@ -60,6 +62,8 @@ class MoFO(torch.optim.Optimizer):
             half a unit in the last place are lost).
         seed: of all random bits, from 0 to 2^64 - 1.
         maximize: climb instead of descend.
+        num_threads: threads of a step on the CPU, from 1 to 1024; None: `torch.get_num_threads()`, as it is at each
+            step. Of the whole optimizer, not of a group, and no part of the state dict. It changes no bit.
 
     Raises:
         ValueError: an option is out of range; a parameter is neither float32, float16 nor bfloat16, not dense, a
@@ -85,6 +89,7 @@ class MoFO(torch.optim.Optimizer):
         rounding: str = "stochastic",
         seed: int = 0,
         maximize: bool = False,
+        num_threads: int | None = None,
     ) -> None:
         values = (
             lr,
@@ -104,17 +109,32 @@ class MoFO(torch.optim.Optimizer):
         defaults = dict(zip(OPTIONS, values))
         # The numbers of blocks are of a group's parameters: they are looked at with the group.
         settings_of(raw_options({**defaults, "num_blocks": 1}), 0)
+        self._num_threads = None if num_threads is None else integer("num_threads", num_threads, 1, MAX_THREADS)
         self._engine = Engine()
+        self._listed = Listed()
         super().__init__(params, defaults)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # Loading, copying and unpickling end here, with other tensors than the library knows.
         self._engine = Engine()
+        self._listed = Listed()
+        self.__dict__.setdefault("_num_threads", None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_num_threads": self._num_threads}
 
     @_disable_dynamo
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as in PyTorch. Raises what the constructor raises, and has added nothing then."""
+        params = param_group.get("params") if isinstance(param_group, dict) else None
+        if not isinstance(params, (Tensor, set)) and isinstance(params, Iterable):
+            params = list(params)
+            param_group["params"] = params
+            if params and all(isinstance(item, tuple) and len(item) == 2 for item in params):
+                # Named parameters, which PyTorch knows since 2.6.
+                param_group["param_names"] = [name for name, _ in params]
+                param_group["params"] = [param for _, param in params]
         super().add_param_group(param_group)
         try:
             self._check_last_group()
@@ -134,6 +154,10 @@ class MoFO(torch.optim.Optimizer):
             problem = None if isinstance(param, UninitializedParameter) else what_is_wrong_with(param, num_blocks)
             if problem is not None:
                 raise ValueError(f"parameter {name} {problem}")
+        if not self._listed.add(names, params, len(self.param_groups) - 1):
+            self._check_all_groups()
+
+    def _check_all_groups(self) -> None:
         named = list(self._named_params())
         repeated = _repeated(name for name, _ in named)
         if repeated is not None:
@@ -143,6 +167,9 @@ class MoFO(torch.optim.Optimizer):
         pair = overlapping(item for item in named if not isinstance(item[1], UninitializedParameter))
         if pair is not None:
             raise ValueError(f"parameters {pair[0]} and {pair[1]} share memory: list only one of them")
+        self._listed = Listed()
+        for number, group in enumerate(self.param_groups):
+            self._listed.add(names_of(group, number), group["params"], number)
 
     def _named_params(self) -> Iterable[tuple[str, Tensor]]:
         for number, group in enumerate(self.param_groups):
@@ -154,7 +181,11 @@ class MoFO(torch.optim.Optimizer):
         The tensors are copied, to the parameters' devices and layouts; those of the state keep their type (PyTorch
         would cast moments to the type of the parameter). Training goes on with the bits that it would have had.
 
-        Raises `ValueError`, and has changed nothing, if groups, shapes, types or steps do not fit.
+        Parameters are matched by their place in the groups, as in PyTorch; but if both sides have the same
+        `param_names` in another order, by their names. Options are those of the groups at the same place.
+
+        Raises `ValueError`, and has changed nothing, if groups, shapes, types or steps do not fit, or if the state is
+        of another algorithm than AdamW or MoFO: of SGD, with amsgrad, of Adam with a weight decay.
         """
         # A hook that comes after all others sees what is to be loaded at last; tensors are boxed, so that PyTorch
         # passes them on as they are; and unpacked before any other hook sees what was loaded.
@@ -184,10 +215,15 @@ class MoFO(torch.optim.Optimizer):
 
         Raises:
             mofo.Error: a gradient is sparse, or neither float32, float16 nor bfloat16; a parameter has changed its
-                type or its number of entries, has lost its memory, or is on another kind of device than CPU and CUDA;
-                the state does not fit. The text names the parameter. Nothing has been stepped.
+                type or its number of entries, has lost its memory, is a negated view, or is on another kind of device
+                than CPU and CUDA; the state does not fit. The text names the parameter. Nothing has been stepped.
             ValueError, TypeError: an option of a group was changed to one that is out of range. Nothing has been
                 stepped.
+
+        All that is checked before the first parameter is stepped. What only the library can find while it works (no
+        memory left, an error of CUDA) comes as a `mofo.Error`, too, but groups that differ in more than `num_blocks`
+        and `weight_decay`, and parameters on several devices, are stepped one call after the other: those of earlier
+        calls are stepped then. So it is when Ctrl-C interrupts a step. `step` of each state tells what was stepped.
 
         A parameter whose memory has moved (`model.to(device)`, `param.data = ...`, `set_`) is followed, and its state
         with it, as long as type and number of entries are the same.
@@ -196,7 +232,7 @@ class MoFO(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._engine.step(self.param_groups, self.state)
+        self._engine.step(self.param_groups, self.state, self._num_threads)
         return loss
 
 
