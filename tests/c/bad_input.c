@@ -603,6 +603,9 @@ static void bad_step(struct scene *scene, mofo_step_args *args, int32_t expected
     check_refused(mofo_step(scene->optimizer, args), expected, says);
     CHECK_BYTES(&report, &before, sizeof report);
     scene_unchanged(scene);
+    /* The arguments outlive it. */
+    args->report = NULL;
+    args->report_size = 0;
 }
 
 static void bad_norm(struct scene *scene, const mofo_step_args *args, int32_t expected, struct says says) {
