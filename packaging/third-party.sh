@@ -1,15 +1,15 @@
 #!/bin/sh
 # Prints what is linked into the library besides mofo, and the licences that must be handed on with it.
 #
-#     packaging/third-party.sh TARGET [CARGO-OPTIONS]
+#     packaging/third-party.sh [TARGET [CARGO-OPTIONS]]
 #
-# TARGET is Rust's name of the platform; the options are those of the build that choose features. CARGO and RUSTC are used as usual.
+# TARGET is Rust's name of the platform, the host's by default; the options are those of the build that choose features. CARGO and RUSTC are used as usual.
 set -eu
 cd "$(dirname "$0")/.."
 
 CARGO=${CARGO:-cargo}
-target=$1
-shift
+target=${1:-$("${RUSTC:-rustc}" -vV | sed -n 's/^host: //p')}
+[ $# = 0 ] || shift
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
