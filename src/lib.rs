@@ -27,13 +27,14 @@ mod config;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
-mod environment;
 mod error;
 pub mod ffi;
+mod float_environment;
 #[cfg(feature = "forced-paths")]
 pub mod forced;
 #[cfg(not(feature = "forced-paths"))]
 mod forced;
+mod job;
 mod memory;
 mod optimizer;
 mod overlap;
@@ -47,6 +48,7 @@ pub use config::{
     Rounding, StateDtype, Task, TensorSpec, WeightDecayScope,
 };
 pub use error::{Error, ErrorKind, Result};
+pub use job::DeviceArgs;
 pub use optimizer::{Memory, Optimizer, StateSize, TensorState, state_size};
-pub use step::{DeviceArgs, StepArgs, StepReport, TensorBinding};
+pub use step::{StepArgs, StepReport, TensorBinding};
 pub use tensor::Buffers;

@@ -1,10 +1,9 @@
 //! What a step is given, and what it reports.
 
-use std::ffi::c_void;
-
 use crate::buffer::{GradRef, ParamMut};
 use crate::config::{at_least_zero, fraction};
 use crate::error::{Result, fail};
+use crate::job::DeviceArgs;
 
 /// What is particular to one step.
 #[derive(Clone, Copy, Debug)]
@@ -23,74 +22,6 @@ pub struct StepArgs<'a> {
     pub tensors: Option<&'a [u64]>,
     /// What only steps on CUDA have; the default is none of it.
     pub device: DeviceArgs,
-}
-
-/// What is particular to a step on CUDA. For steps on the CPU all pointers must be null.
-#[derive(Clone, Copy, Debug)]
-pub struct DeviceArgs {
-    /// The stream to work on, a `CUstream` or `cudaStream_t` of the device's primary context; null is the legacy
-    /// default stream.
-    pub stream: *mut c_void,
-    /// In memory that the device can read: η of this step, in place of `learning_rate`, read when the step runs.
-    pub learning_rate: *const f64,
-    /// Memory that the device can write, for a [`crate::ffi::mofo_step_report`].
-    pub report: *mut c_void,
-    /// Bytes of it; from 48 to 4,096 if there is any.
-    pub report_size: u64,
-}
-
-impl Default for DeviceArgs {
-    fn default() -> Self {
-        Self {
-            stream: std::ptr::null_mut(),
-            learning_rate: std::ptr::null(),
-            report: std::ptr::null_mut(),
-            report_size: 0,
-        }
-    }
-}
-
-impl DeviceArgs {
-    /// Refuses a learning rate that is misaligned, and a report of another size than one may have.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn validate(&self) -> Result<()> {
-        if !self.learning_rate.is_aligned() {
-            fail!(
-                InvalidArgument,
-                "device_learning_rate is {:p}; it must be a multiple of 8",
-                self.learning_rate
-            );
-        }
-        let sizes = size_of::<crate::ffi::mofo_step_report>() as u64..=4096;
-        if !self.report.is_null() && !sizes.contains(&self.report_size) {
-            fail!(
-                InvalidArgument,
-                "report_size is {}; it must be from {} to {}",
-                self.report_size,
-                sizes.start(),
-                sizes.end()
-            );
-        }
-        Ok(())
-    }
-
-    /// Refuses what the CPU has no use for.
-    pub(crate) fn check_is_none(&self) -> Result<()> {
-        let pointers = [
-            ("stream", self.stream.cast_const()),
-            ("device_learning_rate", self.learning_rate.cast()),
-            ("report", self.report.cast_const()),
-        ];
-        for (what, pointer) in pointers {
-            if !pointer.is_null() {
-                fail!(
-                    InvalidArgument,
-                    "{what} is {pointer:p}; it must be NULL on the CPU"
-                );
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Default for StepArgs<'_> {

@@ -73,15 +73,6 @@ pub(crate) struct Tensor {
 // `_memory`.
 unsafe impl Send for Tensor {}
 
-/// How far a tensor has come.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Progress {
-    /// Steps that its moments have seen.
-    pub step_count: u64,
-    /// Its master copy has its values; else it starts from the parameter.
-    pub master_started: bool,
-}
-
 /// What the library allocated for a tensor.
 #[derive(Debug)]
 enum TensorMemory {

@@ -9,9 +9,10 @@ use super::array::{Array, Part, room};
 use super::header::{Entry, Header, LENGTH_BYTES, longest_header};
 use crate::config::step_count;
 use crate::error::{Error, Result, fail};
+use crate::job::Progress;
 use crate::memory::try_with_capacity;
 use crate::optimizer::Optimizer;
-use crate::tensor::{Progress, Tensor};
+use crate::tensor::Tensor;
 
 /// Where a checkpoint is read from.
 pub(super) trait Source {

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::callback::{Callback, Ran};
 use super::pool::Pool;
 use crate::config::Options;
-use crate::environment::DefaultEnvironment;
 use crate::error::Result;
+use crate::float_environment::DefaultEnvironment;
 use crate::memory::try_with_capacity;
 
 /// Below this many entries a job is not worth waking a thread for.

@@ -24,9 +24,9 @@ mod vector;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::backend::{GradientRequest, Job, Outcome};
 use crate::config::{CpuTier, Options};
 use crate::error::Result;
+use crate::job::{GradientRequest, Job, Outcome};
 use crate::memory::try_reserve;
 use crate::rule::norm::{self, CHUNK};
 use crate::rule::scalars::gradient_factor;

@@ -4,10 +4,10 @@
 //! threads. The cut never changes a result.
 
 use super::tier::keeps_old;
-use crate::backend::Job;
 use crate::config::{Filter, WeightDecayScope};
 use crate::error::Result;
 use crate::forced;
+use crate::job::Job;
 use crate::memory::try_reserve;
 use crate::rule::norm::CHUNK;
 

@@ -15,8 +15,8 @@ use super::sample;
 use super::select::{DIGITS, DigitSearch, Range, SharedCounts, rank_inside};
 use super::tier::Kernels;
 use super::vector::MAX_LANES;
-use crate::backend::Job;
 use crate::error::Result;
+use crate::job::Job;
 use crate::rule::select::kth_largest;
 
 /// Keys that are computed at a time.

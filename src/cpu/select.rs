@@ -10,7 +10,7 @@ use super::plan::{PIECE, SMALL_BLOCK};
 use super::sample;
 use super::tier::Kernels;
 use super::vector::MAX_LANES;
-use crate::backend::Job;
+use crate::job::Job;
 use crate::rule::select::kth_largest;
 
 /// Keys that are computed at a time.

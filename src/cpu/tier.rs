@@ -5,9 +5,9 @@ use super::kernels::{
     Bracket, Collect, Collected, Decay, Keys, Pass, Place, Settle, Step, StepAndNote, Tile, Widen,
 };
 use super::vector::Vector;
-use crate::backend::Job;
 use crate::config::{CpuTier, Dtype, Filter, StateDtype};
 use crate::error::{Error, ErrorKind, Result, fail};
+use crate::job::Job;
 use crate::rule::norm;
 
 /// A `Tile<StepAndNote>`, for notes of any lifetime.
@@ -294,8 +294,8 @@ mod tests {
     use super::super::kernels::{self, Bounds, Notes};
     use super::super::vector::{MAX_LANES, MIN_LANES};
     use super::*;
-    use crate::backend::RandomKeys;
     use crate::config::{Rounding, WeightDecayScope};
+    use crate::job::RandomKeys;
     use crate::rule::random::{Key, Stream};
     use crate::rule::scalars::{Hyper, Scalars};
     use crate::rule::{convert, entry, random};

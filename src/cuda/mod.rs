@@ -14,7 +14,7 @@ use std::sync::Arc;
 use crate::config::{Dtype, Filter, Options, Rounding, StateDtype, WeightDecayScope};
 use crate::error::{Error, ErrorKind, Result, fail};
 use crate::forced::{self, ForcedBracket};
-use crate::tensor::Progress;
+use crate::job::Progress;
 use driver::{Context, Event, Function, Module};
 use tables::Tables;
 
@@ -80,7 +80,7 @@ pub(crate) struct Request<'a> {
     pub update_fraction: f64,
     pub grad_scale: f64,
     pub grad_norm: Option<f64>,
-    pub device: crate::step::DeviceArgs,
+    pub device: crate::job::DeviceArgs,
 }
 
 impl Cuda {

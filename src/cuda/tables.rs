@@ -8,8 +8,8 @@ use super::driver::{Context, Memory};
 use super::layout::{self, BLOCK_BYTES, Block, CONTROL_BYTES, CONTROL_GRAD_NORM, LINE, WORK_BYTES};
 use crate::error::Result;
 use crate::forced;
+use crate::job::Progress;
 use crate::memory::{try_reserve, try_with_capacity};
-use crate::tensor::Progress;
 
 /// Blocks up to this size are stepped by one block of threads, threshold and all.
 const WHOLE_BLOCK: u64 = 1 << 15;

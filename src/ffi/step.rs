@@ -10,8 +10,9 @@ use super::structs::{InputStruct, OutputStruct, check_output, check_pointer, ini
 use super::tensor::unless_inherited;
 use crate::config::Device;
 use crate::error::{Result, fail};
+use crate::job::DeviceArgs;
 use crate::optimizer::Optimizer;
-use crate::step::{DeviceArgs, StepArgs};
+use crate::step::StepArgs;
 
 /// What a step did.
 #[repr(C)]

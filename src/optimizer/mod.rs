@@ -8,9 +8,10 @@ mod step;
 
 use std::ffi::c_void;
 
-use crate::backend::{Backend, Job};
+use crate::backend::Backend;
 use crate::config::{CpuTier, Device, Options, TensorSpec};
 use crate::error::{Error, ErrorKind, Result, fail};
+use crate::job::Job;
 use crate::memory::try_reserve_one;
 use crate::overlap::Extent;
 use crate::rule::random::hash_name;

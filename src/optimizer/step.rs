@@ -1,10 +1,10 @@
 //! A step: which tensors take part, what is refused, and the jobs of the device.
 
 use super::Optimizer;
-use crate::backend::{GradientRequest, Job, RandomKeys};
 use crate::config::step_count;
-use crate::environment::DefaultEnvironment;
 use crate::error::{Result, fail};
+use crate::float_environment::DefaultEnvironment;
+use crate::job::{GradientRequest, Job, RandomKeys};
 use crate::memory::{try_reserve, try_reserve_one};
 use crate::overlap;
 use crate::rule::norm;

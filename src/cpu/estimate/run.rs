@@ -8,7 +8,6 @@ use super::{
     Block, GATHERED, LOST_RESERVE, NEVER, NOTE_WORDS, Open, Stepped, TALLIED_TILES,
     TALLIED_TILES_IF_KEPT, TILE, Tile, Tiles, Wave, Words, chunk, search_words,
 };
-use crate::backend::Job;
 use crate::cpu::executor::{Executor, Incomplete};
 use crate::cpu::kernels::{self, Bounds, Notes};
 use crate::cpu::runs::{Candidates, kth_of_runs};
@@ -19,6 +18,7 @@ use crate::cpu::tier::{Kernels, keeps_old};
 use crate::cpu::vector::MAX_LANES;
 use crate::error::Result;
 use crate::forced::{self, Forced};
+use crate::job::Job;
 
 /// One wave on its way.
 pub(super) struct WaveRun<'a> {

@@ -1,8 +1,8 @@
 //! Writes to single parameters, which are far apart.
 
-use crate::backend::Job;
 use crate::config::Dtype;
 use crate::cpu::prefetch;
+use crate::job::Job;
 use crate::rule::convert;
 
 /// Parameters that are on their way to being written. To wait for the memory of each would take longer than all the rest

@@ -3,10 +3,10 @@
 use super::pass::Pass;
 use super::step::Thresholds;
 use super::walk::{Place, Uses, WIDENED, walk};
-use crate::backend::Job;
 use crate::cpu::element::{Param, Single};
 use crate::cpu::tier::Kernels;
 use crate::cpu::vector::{Vector, magnitude};
+use crate::job::Job;
 
 /// Decays those of the entries `start..start + len` that the step just taken with these thresholds did not move. Not a
 /// part of the loop that steps: that would be two loops for each pair of types, or slower.

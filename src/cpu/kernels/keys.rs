@@ -2,12 +2,12 @@
 
 use super::pass::Pass;
 use super::walk::{LONG_TILE, Place, Uses, walk};
-use crate::backend::Job;
 use crate::config::Filter;
 use crate::cpu::element::{Moment, Single, load_grad};
 use crate::cpu::sample::LINE;
 use crate::cpu::tier::Kernels;
 use crate::cpu::vector::{MAX_LANES, Vector};
+use crate::job::Job;
 
 /// The keys of one group of lanes.
 ///

@@ -1,10 +1,10 @@
 //! The loop that sums squares of gradients.
 
 use super::walk::{WIDENED, Widened};
-use crate::backend::Job;
 use crate::config::Dtype;
 use crate::cpu::prefetch;
 use crate::cpu::tier::Kernels;
+use crate::job::Job;
 use crate::rule::norm::{LANES, fold_lanes};
 
 /// How many bytes ahead memory is asked for: the processor does so by itself, but not across pages.

@@ -1,10 +1,10 @@
 //! The arithmetic of `docs/numerics.md` on groups of lanes.
 
 use super::walk::Place;
-use crate::backend::Job;
 use crate::config::{Filter, Rounding};
 use crate::cpu::element::{Moment, Param, Round};
 use crate::cpu::vector::{Vector, magnitude, mix32, mix32_high, uniform};
+use crate::job::Job;
 use crate::rule::scalars::Scalars;
 
 /// What stays the same over a range of entries.

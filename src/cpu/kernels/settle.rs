@@ -4,10 +4,10 @@ use std::mem::MaybeUninit;
 
 use super::pass::Pass;
 use super::walk::{Place, TILE, TILE_GROUPS, Uses, walk};
-use crate::backend::Job;
 use crate::cpu::element::{Param, Single};
 use crate::cpu::tier::Kernels;
 use crate::cpu::vector::{Vector, magnitude};
+use crate::job::Job;
 
 /// Makes the entries `start..start + len` right after a step that moved those from `moved_from`
 /// on, now that it should be those from `threshold` on; how many these are. An entry that moved, whose old value

@@ -6,11 +6,11 @@ use super::decay::decay_others;
 use super::keys::keys;
 use super::pass::Pass;
 use super::walk::{LONG_TILE, Place, TILE, TILE_GROUPS, Uses, WIDENED, walk};
-use crate::backend::Job;
 use crate::config::{Filter, WeightDecayScope};
 use crate::cpu::element::{Moment, Param};
 use crate::cpu::tier::Kernels;
 use crate::cpu::vector::{MAX_LANES, Vector, magnitude};
+use crate::job::Job;
 use crate::rule::convert::INFINITE;
 
 /// Steps the entries `start..start + len`: those move whose key reaches `threshold`, which is 0 only where all of them

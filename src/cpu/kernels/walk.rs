@@ -4,12 +4,12 @@
 use std::mem::MaybeUninit;
 
 use super::pass::Pass;
-use crate::backend::Job;
 use crate::config::{Dtype, StateDtype};
 use crate::cpu::element::{Moment, Param};
 use crate::cpu::prefetch;
 use crate::cpu::tier::{Kernels, has_master};
 use crate::cpu::vector::{Bf16, F16, Format, MAX_LANES, MIN_LANES, Vector};
+use crate::job::Job;
 
 /// Entries that are dealt with before a loop goes on: what is needed twice is still in the nearest cache then.
 pub(super) const TILE: usize = 512;

@@ -1,0 +1,226 @@
+//! What a step of one tensor is, once everything is checked: the words in which the optimizer and the devices talk.
+
+use std::ffi::c_void;
+
+use crate::config::{Dtype, Filter, Rounding, StateDtype, WeightDecayScope};
+use crate::error::{Result, fail};
+use crate::rule::random::{Key, Stream};
+use crate::rule::scalars::Scalars;
+
+/// One tensor's share of a step: the buffers, and everything that can be known before the gradients are
+/// read.
+///
+/// A job is made by the optimizer, which has checked that the pointers are not null (the master's apart),
+/// aligned for their elements, and that no two writable ranges overlap each other or a gradient.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Job {
+    pub param: *mut u8,
+    pub grad: *const u8,
+    pub exp_avg: *mut u8,
+    pub exp_avg_sq: *mut u8,
+    /// Null if the tensor has no master copy.
+    pub master: *mut f32,
+    /// `num_blocks` thresholds, as bits of floats.
+    pub thresholds: *mut u32,
+    pub param_dtype: Dtype,
+    pub grad_dtype: Dtype,
+    pub state_dtype: StateDtype,
+    pub numel: u64,
+    pub block_numel: u64,
+    /// k, of each block.
+    pub rank: u64,
+    /// α is 1: AdamW.
+    pub everything_moves: bool,
+    /// The moments count as zero.
+    pub starts_moments: bool,
+    /// There is a master copy, and it starts from the parameter.
+    pub starts_master: bool,
+    /// With s still 1; the backend sets it once the gradient norm is known.
+    pub scalars: Scalars,
+    pub filter: Filter,
+    pub weight_decay_scope: WeightDecayScope,
+    pub rounding: Rounding,
+    pub random: RandomKeys,
+}
+
+impl Job {
+    /// The same job, but a step of it would leave the moments as they are: keys are those of the stored moments.
+    pub(crate) fn after_step(&self) -> Self {
+        Self {
+            scalars: Scalars {
+                b1: 1.0,
+                c1: 0.0,
+                b2: 1.0,
+                c2: 0.0,
+                ..self.scalars
+            },
+            // It counts for nothing, so it may be what is read anyway.
+            grad: self.exp_avg,
+            grad_dtype: match self.state_dtype {
+                StateDtype::F32 => Dtype::F32,
+                StateDtype::BF16 => Dtype::BF16,
+            },
+            ..*self
+        }
+    }
+}
+
+// SAFETY: a job is a description; the threads of a step access disjoint ranges of its buffers.
+unsafe impl Send for Job {}
+// SAFETY: as above.
+unsafe impl Sync for Job {}
+
+/// The keys of all streams of a tensor's step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RandomKeys {
+    seed: u64,
+    name_hash: u64,
+    t: u64,
+    /// Of the first 2^32 entries, because loops over short ranges ask for them again and again.
+    low: SpanKeys,
+}
+
+/// The keys of all streams for 2^32 consecutive entries.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SpanKeys {
+    /// Of the first round, which the streams share.
+    pub first: u32,
+    pub exp_avg: u32,
+    pub exp_avg_sq: u32,
+    pub param: u32,
+    pub filter: u32,
+}
+
+impl RandomKeys {
+    pub(crate) fn new(seed: u64, name_hash: u64, t: u64) -> Self {
+        Self {
+            seed,
+            name_hash,
+            t,
+            low: SpanKeys::new(seed, name_hash, t, 0),
+        }
+    }
+
+    /// The keys of the entries whose upper 32 index bits are `high`.
+    #[inline]
+    pub(crate) fn span(&self, high: u32) -> SpanKeys {
+        if high == 0 {
+            self.low
+        } else {
+            SpanKeys::new(self.seed, self.name_hash, self.t, high)
+        }
+    }
+}
+
+impl SpanKeys {
+    #[cold]
+    fn new(seed: u64, name_hash: u64, t: u64, high: u32) -> Self {
+        let key = |stream| Key::new(seed, name_hash, t, stream).span(high);
+        Self {
+            first: key(Stream::ExpAvg).first,
+            exp_avg: key(Stream::ExpAvg).second,
+            exp_avg_sq: key(Stream::ExpAvgSq).second,
+            param: key(Stream::Param).second,
+            filter: key(Stream::Filter).second,
+        }
+    }
+}
+
+/// How the gradients of a step are scaled, and when the step is skipped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GradientRequest {
+    pub grad_scale: f64,
+    /// The norm, if the caller knows it.
+    pub grad_norm: Option<f64>,
+    /// 0 if clipping is off.
+    pub max_grad_norm: f64,
+    pub skip_nonfinite: bool,
+}
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Outcome {
+    /// The norm, if it was needed.
+    pub grad_norm: Option<f64>,
+    pub skipped: bool,
+    pub entries_selected: u64,
+    pub blocks_estimated: u64,
+    pub estimates_failed: u64,
+}
+
+/// How far a tensor has come.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Progress {
+    /// Steps that its moments have seen.
+    pub step_count: u64,
+    /// Its master copy has its values; else it starts from the parameter.
+    pub master_started: bool,
+}
+
+/// What is particular to a step on CUDA. For steps on the CPU all pointers must be null.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceArgs {
+    /// The stream to work on, a `CUstream` or `cudaStream_t` of the device's primary context; null is the legacy
+    /// default stream.
+    pub stream: *mut c_void,
+    /// In memory that the device can read: η of this step, in place of `learning_rate`, read when the step runs.
+    pub learning_rate: *const f64,
+    /// Memory that the device can write, for a [`crate::ffi::mofo_step_report`].
+    pub report: *mut c_void,
+    /// Bytes of it; from 48 to 4,096 if there is any.
+    pub report_size: u64,
+}
+
+impl Default for DeviceArgs {
+    fn default() -> Self {
+        Self {
+            stream: std::ptr::null_mut(),
+            learning_rate: std::ptr::null(),
+            report: std::ptr::null_mut(),
+            report_size: 0,
+        }
+    }
+}
+
+impl DeviceArgs {
+    /// Refuses a learning rate that is misaligned, and a report of another size than one may have.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn validate(&self) -> Result<()> {
+        if !self.learning_rate.is_aligned() {
+            fail!(
+                InvalidArgument,
+                "device_learning_rate is {:p}; it must be a multiple of 8",
+                self.learning_rate
+            );
+        }
+        let sizes = size_of::<crate::ffi::mofo_step_report>() as u64..=4096;
+        if !self.report.is_null() && !sizes.contains(&self.report_size) {
+            fail!(
+                InvalidArgument,
+                "report_size is {}; it must be from {} to {}",
+                self.report_size,
+                sizes.start(),
+                sizes.end()
+            );
+        }
+        Ok(())
+    }
+
+    /// Refuses what the CPU has no use for.
+    pub(crate) fn check_is_none(&self) -> Result<()> {
+        let pointers = [
+            ("stream", self.stream.cast_const()),
+            ("device_learning_rate", self.learning_rate.cast()),
+            ("report", self.report.cast_const()),
+        ];
+        for (what, pointer) in pointers {
+            if !pointer.is_null() {
+                fail!(
+                    InvalidArgument,
+                    "{what} is {pointer:p}; it must be NULL on the CPU"
+                );
+            }
+        }
+        Ok(())
+    }
+}
