@@ -37,10 +37,7 @@ mod forced;
 mod job;
 mod memory;
 mod optimizer;
-mod overlap;
 pub mod rule;
-mod step;
-mod tensor;
 
 pub use buffer::{GradRef, ParamMut};
 pub use config::{
@@ -49,6 +46,7 @@ pub use config::{
 };
 pub use error::{Error, ErrorKind, Result};
 pub use job::DeviceArgs;
-pub use optimizer::{Memory, Optimizer, StateSize, TensorState, state_size};
-pub use step::{StepArgs, StepReport, TensorBinding};
-pub use tensor::Buffers;
+pub use optimizer::{
+    Buffers, Memory, Optimizer, StateSize, StepArgs, StepReport, TensorBinding, TensorState,
+    state_size,
+};

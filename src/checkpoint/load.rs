@@ -11,8 +11,7 @@ use crate::config::step_count;
 use crate::error::{Error, Result, fail};
 use crate::job::Progress;
 use crate::memory::try_with_capacity;
-use crate::optimizer::Optimizer;
-use crate::tensor::Tensor;
+use crate::optimizer::{Optimizer, Tensor};
 
 /// Where a checkpoint is read from.
 pub(super) trait Source {

@@ -11,8 +11,7 @@ use super::tensor::unless_inherited;
 use crate::config::Device;
 use crate::error::{Result, fail};
 use crate::job::DeviceArgs;
-use crate::optimizer::Optimizer;
-use crate::step::StepArgs;
+use crate::optimizer::{Optimizer, StepArgs};
 
 /// What a step did.
 #[repr(C)]

@@ -11,8 +11,7 @@ use super::options::{
 use super::structs::{InputStruct, OutputStruct, check_output, check_pointer, initialise, read};
 use crate::config::TensorSpec;
 use crate::error::{Error, ErrorKind, Result, fail};
-use crate::optimizer::Optimizer;
-use crate::tensor::Buffers;
+use crate::optimizer::{Buffers, Optimizer};
 
 /// A parameter tensor. Fill it with `mofo_tensor_init`, then set at least `name` and `numel`.
 #[repr(C)]

@@ -1,6 +1,7 @@
 //! What is particular to CUDA: how the device is told of tensors and steps.
 
 use super::Optimizer;
+use super::args::StepArgs;
 use super::step::Purpose;
 use crate::backend::Backend;
 use crate::config::{Dtype, Options, TensorSpec};
@@ -9,7 +10,6 @@ use crate::error::{Result, fail};
 use crate::memory::try_reserve;
 use crate::rule::random::hash_name;
 use crate::rule::scalars::{Scalars, gradient_factor};
-use crate::step::StepArgs;
 
 /// A tensor without buffers, as the CUDA backend is told of it.
 pub(super) fn describe(options: &Options, spec: &TensorSpec<'_>) -> Description {

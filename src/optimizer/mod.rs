@@ -1,10 +1,13 @@
 //! The optimizer: its tensors, their step counters, and what is asked of the device in each step.
 
+mod args;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod names;
+mod overlap;
 mod state;
 mod step;
+mod tensor;
 
 use std::ffi::c_void;
 
@@ -13,13 +16,15 @@ use crate::config::{CpuTier, Device, Options, TensorSpec};
 use crate::error::{Error, ErrorKind, Result, fail};
 use crate::job::Job;
 use crate::memory::try_reserve_one;
-use crate::overlap::Extent;
 use crate::rule::random::hash_name;
-use crate::tensor::{Buffers, Tensor};
 use names::Names;
+use overlap::Extent;
 use step::Participant;
 
+pub use args::{StepArgs, StepReport, TensorBinding};
 pub use state::{Memory, StateSize, TensorState, state_size};
+pub use tensor::Buffers;
+pub(crate) use tensor::Tensor;
 
 /// The Momentum-Filtered Optimizer over a set of tensors.
 ///

@@ -3,13 +3,13 @@
 use std::ffi::{CStr, c_void};
 
 use super::Optimizer;
+use super::overlap::Extent;
 use super::step::Participant;
+use super::tensor::{Brought, Tensor, allocated_bytes, state_sizes};
 use crate::backend::Backend;
 use crate::config::{Dtype, Options, StateDtype, TensorSpec, step_count};
 use crate::error::{Result, fail};
 use crate::job::{Job, Progress};
-use crate::overlap::Extent;
-use crate::tensor::{Brought, Tensor, allocated_bytes, state_sizes};
 
 /// What the optimizer keeps for a tensor. The pointers are valid until the tensor is removed or the
 /// optimizer dropped.

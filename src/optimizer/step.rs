@@ -1,17 +1,16 @@
 //! A step: which tensors take part, what is refused, and the jobs of the device.
 
-use super::Optimizer;
+use super::args::{StepArgs, StepReport, TensorBinding};
+use super::tensor::Tensor;
+use super::{Optimizer, overlap};
 use crate::config::step_count;
 use crate::error::{Result, fail};
 use crate::float_environment::DefaultEnvironment;
 use crate::job::{GradientRequest, Job, RandomKeys};
 use crate::memory::{try_reserve, try_reserve_one};
-use crate::overlap;
 use crate::rule::norm;
 use crate::rule::scalars::{Hyper, Scalars, gradient_factor};
 use crate::rule::select::rank;
-use crate::step::{StepArgs, StepReport, TensorBinding};
-use crate::tensor::Tensor;
 
 /// A tensor in a step, with the buffers of this step.
 #[derive(Clone, Copy, Debug)]

@@ -2,11 +2,11 @@
 
 use std::ffi::{CStr, c_void};
 
+use super::overlap::Extent;
 use crate::backend::Backend;
 use crate::config::{Device, Dtype, Options, StateDtype, TensorSpec};
 use crate::error::{Error, Result, fail};
 use crate::memory::{PARTS, Placement, StateMemory, try_with_capacity};
-use crate::overlap::Extent;
 use crate::rule::random::hash_name;
 
 /// A caller's buffers for one tensor. Null pointers: not bound yet (`param`, `grad`), or to be allocated by
