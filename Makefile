@@ -224,6 +224,7 @@ lint: $(if $(CUDA_HEADER),lint-cuda)
 	$(CARGO) clippy --no-default-features --lib -- -D warnings
 	$(CARGO) clippy --features forced-paths --test paths --bench failing -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
+	$(CARGO) rustdoc --lib -- --document-private-items -D warnings
 	for file in $(FINETUNE); do $(CC) $(C11) $(CPPFLAGS) $(WARNINGS) -fsyntax-only $$file || exit 1; done
 	@test -n "$(CUDA_HEADER)" || echo 'skipped: finetune_cuda.c: $(NO_CUDA_HEADER)'
 	$(CC) $(C99) $(CPPFLAGS) $(WARNINGS) -fsyntax-only examples/c/minimal.c

@@ -58,6 +58,14 @@ impl StateDtype {
             Self::BF16 => 2,
         }
     }
+
+    /// The same type, as one of parameters and gradients.
+    pub(crate) const fn dtype(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::BF16 => Dtype::BF16,
+        }
+    }
 }
 
 /// Whose largest magnitudes decide which entries of a block move.
@@ -224,6 +232,11 @@ impl Options {
             );
         }
         Ok(())
+    }
+
+    /// A tensor whose parameter is of this type has a master copy.
+    pub(crate) fn has_master(&self, param_dtype: Dtype) -> bool {
+        self.master_weights && param_dtype != Dtype::F32
     }
 }
 

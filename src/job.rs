@@ -2,16 +2,115 @@
 
 use std::ffi::c_void;
 
-use crate::config::{Dtype, Filter, Rounding, StateDtype, WeightDecayScope};
+use crate::config::{Dtype, Filter, Options, Rounding, StateDtype, WeightDecayScope, step_count};
 use crate::error::{Result, fail};
 use crate::rule::random::{Key, Stream};
-use crate::rule::scalars::Scalars;
+use crate::rule::scalars::{Hyper, Scalars};
+use crate::rule::select::rank;
 
-/// One tensor's share of a step: the buffers, and everything that can be known before the gradients are
-/// read.
+/// Where a tensor's buffers are. Null is what is not bound, or not there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TensorBuffers {
+    pub param: *mut u8,
+    pub grad: *const u8,
+    pub exp_avg: *mut u8,
+    pub exp_avg_sq: *mut u8,
+    pub master: *mut f32,
+    /// `num_blocks` thresholds, as bits of floats.
+    pub thresholds: *mut u32,
+}
+
+// SAFETY: a description. Whoever reads or writes through it promises that the buffers may be used there.
+unsafe impl Send for TensorBuffers {}
+
+/// A tensor in a step, as far as the optimizer can decide it: what the step or the tensor does not set has fallen back to
+/// the optimizer's settings. How many steps it has seen, the device knows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Participant {
+    pub index: usize,
+    pub name_hash: u64,
+    pub buffers: TensorBuffers,
+    pub param_dtype: Dtype,
+    pub grad_dtype: Dtype,
+    pub state_dtype: StateDtype,
+    pub numel: u64,
+    pub block_numel: u64,
+    pub hyper: Hyper,
+    pub update_fraction: f64,
+}
+
+impl Participant {
+    /// The scalars of its next step. Refused if it could not be counted, or if a scalar is not finite.
+    pub(crate) fn scalars(&self, progress: Progress) -> Result<Scalars> {
+        let t = progress.step_count + 1;
+        step_count(t)?;
+        Scalars::new(&self.hyper, t)
+    }
+
+    /// Its next step.
+    pub(crate) fn job(&self, options: &Options, progress: Progress, scalars: Scalars) -> Job {
+        let TensorBuffers {
+            param,
+            grad,
+            exp_avg,
+            exp_avg_sq,
+            master,
+            thresholds,
+        } = self.buffers;
+        let t = progress.step_count + 1;
+        Job {
+            param,
+            grad,
+            exp_avg,
+            exp_avg_sq,
+            master,
+            thresholds,
+            param_dtype: self.param_dtype,
+            grad_dtype: self.grad_dtype,
+            state_dtype: self.state_dtype,
+            numel: self.numel,
+            block_numel: self.block_numel,
+            rank: rank(self.update_fraction, self.block_numel),
+            everything_moves: everything_moves(self.update_fraction),
+            starts_moments: t == 1,
+            starts_master: !master.is_null() && (t == 1 || !progress.master_started),
+            scalars,
+            filter: options.filter,
+            weight_decay_scope: options.weight_decay_scope,
+            rounding: options.rounding,
+            random: RandomKeys::new(options.seed, self.name_hash, t),
+        }
+    }
+}
+
+/// With this α a step is AdamW's.
+pub(crate) fn everything_moves(update_fraction: f64) -> bool {
+    update_fraction == 1.0
+}
+
+/// A step, or a gradient norm, as the optimizer asks a device for it. Settings and arguments are within their ranges.
+// What a participant has decided already is here again for devices that keep the tensors' own settings themselves.
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+pub(crate) struct StepRequest<'a> {
+    pub options: &'a Options,
+    /// The tensors that take part, each once, in ascending order of their indices.
+    pub participants: &'a [Participant],
+    /// The caller named the tensors: others that have a gradient may be left out.
+    pub listed: bool,
+    /// η of this step.
+    pub learning_rate: f64,
+    /// α of this step for the tensors without one of their own.
+    pub update_fraction: f64,
+    pub gradients: GradientRequest,
+    pub device: DeviceArgs,
+    /// The name of the tensor of an index, for messages.
+    pub name: &'a dyn Fn(usize) -> &'a str,
+}
+
+/// One tensor's share of a step on the CPU: the buffers, and everything that can be known before the gradients are read.
 ///
-/// A job is made by the optimizer, which has checked that the pointers are not null (the master's apart),
-/// aligned for their elements, and that no two writable ranges overlap each other or a gradient.
+/// The pointers keep the contract of [`Backend::step`](crate::backend::Backend::step), or for a gradient norm of
+/// [`Backend::grad_norm`](crate::backend::Backend::grad_norm).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Job {
     pub param: *mut u8,
@@ -35,7 +134,7 @@ pub(crate) struct Job {
     pub starts_moments: bool,
     /// There is a master copy, and it starts from the parameter.
     pub starts_master: bool,
-    /// With s still 1; the backend sets it once the gradient norm is known.
+    /// With s still 1; it is set once the gradient norm is known.
     pub scalars: Scalars,
     pub filter: Filter,
     pub weight_decay_scope: WeightDecayScope,
@@ -56,10 +155,7 @@ impl Job {
             },
             // It counts for nothing, so it may be what is read anyway.
             grad: self.exp_avg,
-            grad_dtype: match self.state_dtype {
-                StateDtype::F32 => Dtype::F32,
-                StateDtype::BF16 => Dtype::BF16,
-            },
+            grad_dtype: self.state_dtype.dtype(),
             ..*self
         }
     }
@@ -137,7 +233,14 @@ pub(crate) struct GradientRequest {
     pub skip_nonfinite: bool,
 }
 
-/// What a step did.
+impl GradientRequest {
+    /// The norm of the gradients must be computed: the step has a use for it, and the caller does not know it.
+    pub(crate) fn needs_norm(&self) -> bool {
+        self.grad_norm.is_none() && (self.max_grad_norm > 0.0 || self.skip_nonfinite)
+    }
+}
+
+/// What a step did; on a device that has only been told of it, nothing yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Outcome {
     /// The norm, if it was needed.
@@ -156,6 +259,9 @@ pub(crate) struct Progress {
     /// Its master copy has its values; else it starts from the parameter.
     pub master_started: bool,
 }
+
+/// Bytes of a [`crate::ffi::mofo_step_report`].
+pub(crate) const STEP_REPORT_BYTES: u64 = 48;
 
 /// What is particular to a step on CUDA. For steps on the CPU all pointers must be null.
 #[derive(Clone, Copy, Debug)]
@@ -193,7 +299,7 @@ impl DeviceArgs {
                 self.learning_rate
             );
         }
-        let sizes = size_of::<crate::ffi::mofo_step_report>() as u64..=4096;
+        let sizes = STEP_REPORT_BYTES..=4096;
         if !self.report.is_null() && !sizes.contains(&self.report_size) {
             fail!(
                 InvalidArgument,

@@ -1,6 +1,7 @@
 //! The arrays of a checkpoint.
 
-use crate::memory::PARTS;
+use crate::error::Result;
+use crate::memory::{PARTS, try_with_capacity};
 
 /// What of a tensor's state an array holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,11 +47,11 @@ impl Array {
     }
 }
 
-/// Room for a chunk of any of these.
-pub(super) fn room<'a>(arrays: impl Iterator<Item = &'a Array>) -> crate::error::Result<Vec<u8>> {
+/// As long as the longest chunk of these.
+pub(super) fn chunk_buffer<'a>(arrays: impl Iterator<Item = &'a Array>) -> Result<Vec<u8>> {
     let bytes = arrays.map(|array| array.bytes).max().unwrap_or(0);
     let bytes = bytes.min(CHUNK);
-    let mut room = crate::memory::try_with_capacity(bytes, "a part of the checkpoint")?;
-    room.resize(bytes, 0);
-    Ok(room)
+    let mut buffer = try_with_capacity(bytes, "a part of the checkpoint")?;
+    buffer.resize(bytes, 0);
+    Ok(buffer)
 }

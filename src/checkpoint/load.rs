@@ -5,7 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use crc32fast::Hasher;
 
 use super::Explain;
-use super::array::{Array, Part, room};
+use super::array::{Array, Part, chunk_buffer};
 use super::header::{Entry, Header, LENGTH_BYTES, longest_header};
 use crate::config::step_count;
 use crate::error::{Error, Result, fail};
@@ -69,24 +69,27 @@ pub(super) fn load(
     let matches = match_tensors(optimizer, &header, data)?;
     // On CUDA, waits: no step may still be at work on what is about to change.
     for found in &matches {
-        optimizer.progress(found.index)?;
+        optimizer.backend.progress(found.index)?;
     }
     let arrays = matches.iter().flat_map(|found| &found.arrays);
-    let mut room = room(arrays.map(|(_, array)| array))?;
-    read_arrays(source, &matches, &mut room, explain, &mut |_, _| Ok(()))?;
+    let mut buffer = chunk_buffer(arrays.map(|(_, array)| array))?;
+    read_arrays(source, &matches, &mut buffer, explain, &mut |_, _| Ok(()))?;
 
     optimizer.half_loaded = true;
     let backend = &optimizer.backend;
     // SAFETY: within the tensor's state, which is alive as long as the tensor (by itself, or by the promise of whoever brought
     // it), and which nobody else touches during a call.
     let mut take = |start, chunk: &[u8]| unsafe { backend.write_state(start, chunk) };
-    read_arrays(source, &matches, &mut room, explain, &mut take).map_err(lost)?;
+    read_arrays(source, &matches, &mut buffer, explain, &mut take).map_err(lost)?;
     for Match { index, entry, .. } in matches {
         let progress = Progress {
             step_count: entry.step_count,
             master_started: entry.master,
         };
-        optimizer.set_progress(index, progress).map_err(lost)?;
+        optimizer
+            .backend
+            .set_progress(index, progress)
+            .map_err(lost)?;
     }
     optimizer.options.seed = header.description().seed;
     optimizer.half_loaded = false;
@@ -232,12 +235,12 @@ fn match_tensor(
             entry.step_count
         );
     }
-    if entry.master && (tensor.master.is_null() || entry.step_count == 0) {
+    if entry.master && (tensor.buffers.master.is_null() || entry.step_count == 0) {
         fail!(
             Checkpoint,
             "it has a master copy there, after {} steps; the optimizer's tensor can take none{}",
             entry.step_count,
-            if tensor.master.is_null() {
+            if tensor.buffers.master.is_null() {
                 ": that takes master_weights and a parameter of 16 bits"
             } else {
                 " before the first step"
@@ -258,11 +261,11 @@ fn match_tensor(
     Ok(arrays)
 }
 
-/// Reads all arrays, hands them on chunk by chunk, and compares the checksums. There is room for a chunk.
+/// Reads all arrays, hands them on chunk by chunk, and compares the checksums. `buffer` is as long as a chunk.
 fn read_arrays(
     source: &mut dyn Source,
     matches: &[Match<'_>],
-    room: &mut [u8],
+    buffer: &mut [u8],
     explain: Explain<'_>,
     take: &mut dyn FnMut(*mut u8, &[u8]) -> Result<()>,
 ) -> Result<()> {
@@ -272,7 +275,7 @@ fn read_arrays(
         for (offset, array) in arrays {
             let mut offset = *offset;
             for (start, bytes) in array.chunks() {
-                let chunk = &mut room[..bytes];
+                let chunk = &mut buffer[..bytes];
                 source.read_at(offset, chunk).map_err(explain)?;
                 offset += bytes as u64;
                 hasher.update(chunk);

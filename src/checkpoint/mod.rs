@@ -32,7 +32,7 @@ impl Optimizer {
     /// half-way.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
-        let snapshot = Snapshot::of(self)?;
+        let snapshot = Snapshot::new(self)?;
         file::replace(path, |file| {
             let explain = |error: &io::Error| io_error("write", path, error);
             let mut sink = Writable::new(file).map_err(|error| explain(&error))?;
@@ -46,7 +46,7 @@ impl Optimizer {
     ///
     /// As for [`Optimizer::save`].
     pub fn save_size(&self) -> Result<u64> {
-        Snapshot::of(self)?.bytes()
+        Snapshot::new(self)?.bytes()
     }
 
     /// Writes what [`Optimizer::save`] does, from the sink's position on; how many bytes.
@@ -56,14 +56,14 @@ impl Optimizer {
     /// As for [`Optimizer::save`]. Part of the checkpoint may have been written then.
     pub fn save_to(&self, sink: &mut (impl Write + Seek)) -> Result<u64> {
         let explain = |error: &io::Error| stream_error("write", error);
-        let snapshot = Snapshot::of(self)?;
+        let snapshot = Snapshot::new(self)?;
         let mut sink = Writable::new(sink).map_err(|error| explain(&error))?;
         snapshot.write(&mut sink, &explain)
     }
 
     /// As [`Optimizer::save_to`], unless there are fewer than `size` bytes of room.
     pub(crate) fn save_if_it_fits(&self, sink: &mut (impl Write + Seek), size: u64) -> Result<u64> {
-        let snapshot = Snapshot::of(self)?;
+        let snapshot = Snapshot::new(self)?;
         let needed = snapshot.bytes()?;
         if size < needed {
             fail!(

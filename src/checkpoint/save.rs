@@ -6,7 +6,7 @@ use std::io::{self, Seek, SeekFrom, Write};
 use crc32fast::Hasher;
 
 use super::Explain;
-use super::array::{Array, Part, room};
+use super::array::{Array, Part, chunk_buffer};
 use super::header::{Description, Entry};
 use crate::backend::Backend;
 use crate::error::Result;
@@ -59,7 +59,7 @@ pub(super) struct Snapshot<'a> {
 }
 
 impl<'a> Snapshot<'a> {
-    pub(super) fn of(optimizer: &'a Optimizer) -> Result<Self> {
+    pub(super) fn new(optimizer: &'a Optimizer) -> Result<Self> {
         optimizer.check_state_is_whole()?;
         let count = optimizer.tensors.len();
         let mut entries = try_with_capacity(count, WHAT)?;
@@ -67,10 +67,11 @@ impl<'a> Snapshot<'a> {
         let mut moments = try_with_capacity(2 * count, WHAT)?;
         for (index, tensor) in optimizer.tensors.iter().enumerate() {
             let Some(tensor) = tensor else { continue };
-            let progress = optimizer.progress(index)?;
+            let progress = optimizer.backend.progress(index)?;
             // Before the first step memory holds nothing yet.
             let has_moments = progress.step_count > 0;
-            let has_master = has_moments && progress.master_started && !tensor.master.is_null();
+            let has_master =
+                has_moments && progress.master_started && !tensor.buffers.master.is_null();
             for (part, (start, bytes)) in Part::ALL.into_iter().zip(tensor.state()) {
                 let array = (entries.len(), Array { part, start, bytes });
                 match part {
@@ -121,7 +122,7 @@ impl<'a> Snapshot<'a> {
         let explain = |error: io::Error| explain(&error);
         let header_bytes = self.header_bytes()?;
         let mut offset = header_bytes as u64;
-        let mut room = room(self.arrays.iter().map(|(_, array)| array))?;
+        let mut buffer = chunk_buffer(self.arrays.iter().map(|(_, array)| array))?;
         // Master copies come first in the file, and last in the checksum.
         let count = self.description.tensors.len();
         let mut moments = try_with_capacity(count, WHAT)?;
@@ -134,7 +135,7 @@ impl<'a> Snapshot<'a> {
                 Part::ExpAvg | Part::ExpAvgSq => &mut moments,
             };
             for (start, bytes) in array.chunks() {
-                let chunk = &mut room[..bytes];
+                let chunk = &mut buffer[..bytes];
                 // SAFETY: within the tensor's state, which is alive as long as the tensor (by itself, or by the promise of
                 // whoever brought it), and holds values: a step has written them, or the caller has said so.
                 unsafe { self.backend.read_state(start, chunk)? };

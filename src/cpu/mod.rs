@@ -88,9 +88,7 @@ impl Cpu {
         let entries = jobs.iter().map(|job| job.numel).sum();
         self.executor.prepare(entries)?;
 
-        let clips = request.max_grad_norm > 0.0;
-        let needs_sum = request.grad_norm.is_none() && (clips || request.skip_nonfinite);
-        let (grad_norm, finite) = if needs_sum {
+        let (grad_norm, finite) = if request.needs_norm() {
             // SAFETY: the caller's promise.
             let sum = unsafe { self.sum_of_squares(jobs)? };
             (Some(norm::norm(sum, request.grad_scale)), sum.is_finite())
@@ -134,7 +132,7 @@ impl Cpu {
         })
     }
 
-    /// See [`crate::backend::Backend::sum_of_squares`].
+    /// See [`crate::backend::Backend::grad_norm`].
     ///
     /// # Safety
     ///

@@ -12,7 +12,7 @@ use cudarc::driver::sys;
 use crate::error::{Error, ErrorKind, Result, fail};
 
 /// A stream of the caller's; null is the legacy default stream.
-pub(crate) type Stream = *mut c_void;
+pub(super) type Stream = *mut c_void;
 
 /// The error of a driver call, with CUDA's own name and text.
 fn error_of(call: &str, code: sys::CUresult) -> Error {

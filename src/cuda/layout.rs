@@ -24,7 +24,7 @@ pub(super) const TENSORS_BOUND_AT_ONCE: usize = BOUND_AT_ONCE / 2;
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Tensor {
+pub(super) struct Tensor {
     pub param: u64,
     pub grad: u64,
     pub exp_avg: u64,

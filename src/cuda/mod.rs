@@ -6,20 +6,20 @@
 mod driver;
 mod image;
 mod layout;
+mod request;
 mod tables;
 
 use std::ffi::{CStr, c_void};
 use std::sync::Arc;
 
-use crate::config::{Dtype, Filter, Options, Rounding, StateDtype, WeightDecayScope};
+use crate::config::{Options, TensorSpec};
 use crate::error::{Error, ErrorKind, Result, fail};
-use crate::forced::{self, ForcedBracket};
-use crate::job::Progress;
-use driver::{Context, Event, Function, Module};
+use crate::job::{Outcome, Progress, StepRequest, TensorBuffers, everything_moves};
+use driver::{Context, Event, Function, Module, Stream};
 use tables::Tables;
 
-pub(crate) use driver::{Memory, Stream};
-pub(crate) use tables::{Description, Record, space_bytes};
+pub(crate) use driver::Memory;
+pub(crate) use request::scratch_bound;
 
 /// True if there is a device that optimizers can be created for.
 pub(crate) fn is_available() -> bool {
@@ -69,20 +69,7 @@ pub(crate) struct Cuda {
     last: Event,
 }
 
-/// A step, as the optimizer asks for it; every participant has a gradient.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Request<'a> {
-    /// The tensors that take part, with α of this step.
-    pub participants: &'a [(usize, f64)],
-    /// They are fewer than all that have a gradient.
-    pub listed: bool,
-    pub learning_rate: f64,
-    pub update_fraction: f64,
-    pub grad_scale: f64,
-    pub grad_norm: Option<f64>,
-    pub device: crate::job::DeviceArgs,
-}
-
+/// Every function is [`Backend`](crate::backend::Backend)'s of the same name.
 impl Cuda {
     pub(crate) fn new(index: usize) -> Result<Self> {
         let context = Context::of_device(index)?;
@@ -106,9 +93,9 @@ impl Cuda {
         })
     }
 
-    /// Device memory for a tensor's moments, master copy and thresholds; where each of them starts, null for none.
+    /// Moments, master copy and thresholds in one allocation; where each of them starts, null for none.
     pub(crate) fn allocate_state(&self, sizes: [usize; 4]) -> Result<(Memory, [*mut u8; 4])> {
-        let layout = StateLayout::of(sizes);
+        let layout = StateLayout::new(sizes);
         let memory = Memory::zeroed(&self.context, layout.bytes.max(1), "the moments")?;
         let mut parts = [std::ptr::null_mut(); 4];
         for (part, (offset, size)) in parts.iter_mut().zip(layout.offsets.into_iter().zip(sizes)) {
@@ -119,7 +106,6 @@ impl Cuda {
         Ok((memory, parts))
     }
 
-    /// Refuses a buffer that is not all in this device's memory.
     pub(crate) fn check_memory(&self, what: &str, start: *const c_void, bytes: u64) -> Result<()> {
         self.context.check_memory(what, start, bytes)
     }
@@ -129,10 +115,25 @@ impl Cuda {
         self.last.synchronize()
     }
 
-    /// Adds a tensor at the next index.
-    pub(crate) fn add(&mut self, description: &Description) -> Result<()> {
+    pub(crate) fn add(
+        &mut self,
+        options: &Options,
+        spec: &TensorSpec<'_>,
+        buffers: &TensorBuffers,
+        progress: Progress,
+    ) -> Result<()> {
+        let mut description = request::describe(options, spec);
+        let record = &mut description.record;
+        record.param = buffers.param as u64;
+        record.grad = buffers.grad as u64;
+        record.exp_avg = buffers.exp_avg as u64;
+        record.exp_avg_sq = buffers.exp_avg_sq as u64;
+        record.master = buffers.master as u64;
+        record.thresholds = buffers.thresholds as u64;
+        record.step_count = progress.step_count;
+        record.master_started = u32::from(progress.master_started);
         self.wait()?;
-        self.tables.add(description)
+        self.tables.add(&description)
     }
 
     pub(crate) fn remove(&mut self, index: usize) -> Result<()> {
@@ -156,7 +157,7 @@ impl Cuda {
 
     /// # Safety
     ///
-    /// As for `Backend::read_state`.
+    /// As for [`Backend::read_state`](crate::backend::Backend::read_state).
     pub(crate) unsafe fn read_state(&self, from: *const u8, to: &mut [u8]) -> Result<()> {
         // SAFETY: the caller's promise.
         unsafe { self.context.read(from as u64, to) }
@@ -164,7 +165,7 @@ impl Cuda {
 
     /// # Safety
     ///
-    /// As for `Backend::write_state`.
+    /// As for [`Backend::write_state`](crate::backend::Backend::write_state).
     pub(crate) unsafe fn write_state(&self, to: *mut u8, from: &[u8]) -> Result<()> {
         // SAFETY: the caller's promise.
         unsafe { self.context.write(to as u64, from) }
@@ -174,16 +175,13 @@ impl Cuda {
         self.tables.scratch_bytes()
     }
 
-    /// Launches a step.
-    ///
     /// # Safety
     ///
-    /// Until the step has ended on the device, the buffers of its tensors are alive, as large as they should be, and
-    /// used by nobody else.
-    pub(crate) unsafe fn step(&mut self, options: &Options, request: &Request<'_>) -> Result<()> {
-        let needs_sum =
-            request.grad_norm.is_none() && (options.max_grad_norm > 0.0 || options.skip_nonfinite);
-        let mut step = self.step_of(options, request, needs_sum);
+    /// As for [`Backend::step`](crate::backend::Backend::step).
+    pub(crate) unsafe fn step(&mut self, request: &StepRequest<'_>) -> Result<Outcome> {
+        request.device.validate()?;
+        request::check_scalars(request)?;
+        let mut step = self.step_with_tables(request);
         let device = &request.device;
         if !device.learning_rate.is_null() {
             let (start, bytes) = (device.learning_rate.cast(), size_of::<f64>() as u64);
@@ -195,20 +193,17 @@ impl Cuda {
             step.report_size = device.report_size;
         }
         // SAFETY: the caller's promise.
-        unsafe { self.run(&step, request, |cuda| cuda.launch_step(&step, request)) }
+        unsafe { self.run(&step, request, |cuda| cuda.launch_step(&step, request))? };
+        Ok(Outcome::default())
     }
 
-    /// The norm of the gradients, times |grad_scale|. Waits for it.
-    ///
     /// # Safety
     ///
-    /// The gradients are alive, and as large as they should be.
-    pub(crate) unsafe fn grad_norm(
-        &mut self,
-        options: &Options,
-        request: &Request<'_>,
-    ) -> Result<f64> {
-        let mut step = self.step_of(options, request, true);
+    /// As for [`Backend::grad_norm`](crate::backend::Backend::grad_norm).
+    pub(crate) unsafe fn grad_norm(&mut self, request: &StepRequest<'_>) -> Result<f64> {
+        request.device.validate()?;
+        let mut step = self.step_with_tables(request);
+        step.needs_sum = 1;
         step.only_norm = 1;
         let stream = request.device.stream;
         {
@@ -226,58 +221,8 @@ impl Cuda {
         self.tables.grad_norm()
     }
 
-    /// What the kernels are given.
-    fn step_of(&self, options: &Options, request: &Request<'_>, needs_sum: bool) -> layout::Step {
-        let forced = forced::current();
-        let mut step = layout::Step {
-            tensors: 0,
-            works: 0,
-            blocks: 0,
-            control: 0,
-            sums: 0,
-            device_learning_rate: 0,
-            report: 0,
-            report_size: 0,
-            num_tensors: 0,
-            num_blocks: 0,
-            seed: options.seed,
-            learning_rate: request.learning_rate,
-            beta1: options.beta1,
-            beta2: options.beta2,
-            epsilon: options.epsilon,
-            weight_decay: options.weight_decay,
-            update_fraction: request.update_fraction,
-            grad_scale: request.grad_scale,
-            grad_norm: request.grad_norm.unwrap_or(-1.0),
-            max_grad_norm: options.max_grad_norm,
-            filter: match options.filter {
-                Filter::Momentum => 0,
-                Filter::Gradient => 1,
-                Filter::Update => 2,
-                Filter::Random => 3,
-            },
-            scope: match options.weight_decay_scope {
-                WeightDecayScope::Selected => 0,
-                WeightDecayScope::All => 1,
-            },
-            rounding: match options.rounding {
-                Rounding::Nearest => 0,
-                Rounding::Stochastic => 1,
-            },
-            skip_nonfinite: u32::from(options.skip_nonfinite),
-            needs_sum: u32::from(needs_sum),
-            only_norm: 0,
-            forced_bracket: match forced.bracket {
-                ForcedBracket::Sampled => 0,
-                ForcedBracket::TooLow => 1,
-                ForcedBracket::TooHigh => 2,
-                ForcedBracket::Anywhere => 3,
-                ForcedBracket::Exactly => 4,
-            },
-            no_room: u32::from(forced.no_room),
-            digit: 0,
-            reserved: 0,
-        };
+    fn step_with_tables(&self, request: &StepRequest<'_>) -> layout::Step {
+        let mut step = request::step(request);
         self.tables.enter_into(&mut step);
         step
     }
@@ -290,7 +235,7 @@ impl Cuda {
     unsafe fn run(
         &mut self,
         step: &layout::Step,
-        request: &Request<'_>,
+        request: &StepRequest<'_>,
         launches: impl FnOnce(&Self) -> Result<()>,
     ) -> Result<()> {
         let context = self.context.clone();
@@ -319,7 +264,7 @@ impl Cuda {
     /// # Safety
     ///
     /// As for [`Cuda::step`].
-    unsafe fn launch_begin(&self, step: &layout::Step, request: &Request<'_>) -> Result<()> {
+    unsafe fn launch_begin(&self, step: &layout::Step, request: &StepRequest<'_>) -> Result<()> {
         let window = layout::Begin::LISTED;
         let last = if request.listed {
             (self.tables.len().max(1) - 1) / window
@@ -329,7 +274,7 @@ impl Cuda {
         let mut listed = request
             .participants
             .iter()
-            .map(|(index, _)| *index)
+            .map(|participant| participant.index)
             .peekable();
         for i in 0..=last {
             let first = i * window;
@@ -353,7 +298,7 @@ impl Cuda {
         Ok(())
     }
 
-    fn launch_norm(&self, step: &layout::Step, request: &Request<'_>) -> Result<()> {
+    fn launch_norm(&self, step: &layout::Step, request: &StepRequest<'_>) -> Result<()> {
         let stream = request.device.stream;
         let chunks = self.units_of(request).chunks;
         // SAFETY: the promise of whoever called `run`.
@@ -363,7 +308,7 @@ impl Cuda {
         }
     }
 
-    fn launch_step(&self, step: &layout::Step, request: &Request<'_>) -> Result<()> {
+    fn launch_step(&self, step: &layout::Step, request: &StepRequest<'_>) -> Result<()> {
         let stream = request.device.stream;
         let units = self.units_of(request);
         let large = units.tiles > 0;
@@ -393,12 +338,12 @@ impl Cuda {
     }
 
     /// The units of work of all participants.
-    fn units_of(&self, request: &Request<'_>) -> tables::Units {
+    fn units_of(&self, request: &StepRequest<'_>) -> tables::Units {
         let mut total = tables::Units::default();
-        for (index, update_fraction) in request.participants {
-            let units = self.tables.units(*index);
+        for participant in request.participants {
+            let units = self.tables.units(participant.index);
             total.chunks += units.chunks;
-            if *update_fraction == 1.0 {
+            if everything_moves(participant.update_fraction) {
                 total.all_strips += units.all_strips;
             } else {
                 total.strips += units.strips;
@@ -475,7 +420,7 @@ struct StateLayout {
 impl StateLayout {
     const ALIGNMENT: usize = 256;
 
-    fn of(sizes: [usize; 4]) -> Self {
+    fn new(sizes: [usize; 4]) -> Self {
         let mut layout = Self {
             offsets: [0; 4],
             bytes: 0,
@@ -492,22 +437,5 @@ impl StateLayout {
 
 /// Bytes that the state of a tensor takes on a device.
 pub(crate) fn state_bytes(sizes: [usize; 4]) -> u64 {
-    StateLayout::of(sizes).bytes.max(1) as u64
-}
-
-/// The kernels' number of a type.
-pub(crate) fn dtype_number(dtype: Dtype) -> u32 {
-    match dtype {
-        Dtype::F32 => 0,
-        Dtype::F16 => 1,
-        Dtype::BF16 => 2,
-    }
-}
-
-/// The kernels' number of the moments' type.
-pub(crate) fn state_dtype_number(dtype: StateDtype) -> u32 {
-    match dtype {
-        StateDtype::F32 => 0,
-        StateDtype::BF16 => 2,
-    }
+    StateLayout::new(sizes).bytes.max(1) as u64
 }

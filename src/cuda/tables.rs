@@ -34,7 +34,7 @@ const MOST_FREE_NOTES: f64 = 0.06;
 
 /// A tensor, as the tables are told of it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Description {
+pub(super) struct Description {
     pub record: Record,
     /// α as it is known now; steps may have another one.
     pub update_fraction: f64,
@@ -44,7 +44,7 @@ pub(crate) struct Description {
     pub entry_bytes: u64,
 }
 
-pub(crate) type Record = layout::Tensor;
+pub(super) type Record = layout::Tensor;
 
 /// Units of work of a tensor in a step.
 #[derive(Clone, Copy, Debug, Default)]
@@ -76,7 +76,7 @@ struct Space {
 
 impl Space {
     /// The space of a tensor, where the work space of all others leaves so much of `FREE_SPACE`.
-    fn of(description: &Description, free: u64) -> Self {
+    fn choose(description: &Description, free: u64) -> Self {
         let small = Self::cut(description, false);
         if description.always_everything {
             return small;
@@ -116,8 +116,8 @@ impl Space {
 }
 
 /// How many bytes of work space a tensor takes, if there are few others.
-pub(crate) fn space_bytes(description: &Description) -> u64 {
-    Space::of(description, FREE_SPACE).bytes
+pub(super) fn space_bytes(description: &Description) -> u64 {
+    Space::choose(description, FREE_SPACE).bytes
 }
 
 /// True if a block's buffers take so many bytes that its share of the work space is enough.
@@ -213,7 +213,7 @@ impl Tables {
     /// Adds a tensor at the next index. The device is idle.
     pub(super) fn add(&mut self, description: &Description) -> Result<()> {
         let index = self.records.len();
-        let space = Space::of(description, FREE_SPACE.saturating_sub(self.taken));
+        let space = Space::choose(description, FREE_SPACE.saturating_sub(self.taken));
         self.reserve(index + 1, self.num_blocks + space.blocks)?;
         let memory = Memory::zeroed(&self.context, space.bytes.max(1) as usize, "the work space")?;
         let start = memory.start();

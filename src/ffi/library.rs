@@ -2,6 +2,8 @@
 
 use std::ffi::{CStr, c_char};
 
+use crate::backend::is_cuda_available;
+
 /// The number that changes whenever a program compiled against an older header could no longer use the
 /// library.
 pub const MOFO_ABI_VERSION: u32 = 1;
@@ -28,8 +30,5 @@ pub extern "C" fn mofo_abi_version() -> u32 {
 /// `MOFO_DEVICE_CUDA` can be created; else 0. Why not is what `mofo_create` says.
 #[unsafe(no_mangle)]
 pub extern "C" fn mofo_cuda_available() -> i32 {
-    #[cfg(feature = "cuda")]
-    return i32::from(std::panic::catch_unwind(crate::cuda::is_available).unwrap_or(false));
-    #[cfg(not(feature = "cuda"))]
-    0
+    i32::from(std::panic::catch_unwind(is_cuda_available).unwrap_or(false))
 }

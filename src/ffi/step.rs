@@ -10,7 +10,7 @@ use super::structs::{InputStruct, OutputStruct, check_output, check_pointer, ini
 use super::tensor::unless_inherited;
 use crate::config::Device;
 use crate::error::{Result, fail};
-use crate::job::DeviceArgs;
+use crate::job::{DeviceArgs, STEP_REPORT_BYTES};
 use crate::optimizer::{Optimizer, StepArgs};
 
 /// What a step did.
@@ -45,7 +45,7 @@ unsafe impl OutputStruct for mofo_step_report {
     const VERSION_1_SIZE: u64 = 48;
 }
 
-const _: () = assert!(size_of::<mofo_step_report>() == 48);
+const _: () = assert!(size_of::<mofo_step_report>() as u64 == STEP_REPORT_BYTES);
 
 /// What is particular to one step. Fill it with `mofo_step_args_init`, then change what should differ.
 #[repr(C)]

@@ -1,7 +1,7 @@
 //! What a step is given, and what it reports.
 
 use crate::buffer::{GradRef, ParamMut};
-use crate::config::{at_least_zero, fraction};
+use crate::config::{Options, at_least_zero, fraction};
 use crate::error::{Result, fail};
 use crate::job::DeviceArgs;
 
@@ -38,6 +38,16 @@ impl Default for StepArgs<'_> {
 }
 
 impl StepArgs<'_> {
+    /// η, where these are the optimizer's options.
+    pub(super) fn learning_rate_with(&self, options: &Options) -> f64 {
+        self.learning_rate.unwrap_or(options.learning_rate)
+    }
+
+    /// Likewise α.
+    pub(super) fn update_fraction_with(&self, options: &Options) -> f64 {
+        self.update_fraction.unwrap_or(options.update_fraction)
+    }
+
     pub(crate) fn validate(&self) -> Result<()> {
         if let Some(value) = self.learning_rate {
             at_least_zero("learning_rate", value)?;

@@ -1,8 +1,6 @@
 //! The optimizer: its tensors, their step counters, and what is asked of the device in each step.
 
 mod args;
-#[cfg(feature = "cuda")]
-mod cuda;
 mod names;
 mod overlap;
 mod state;
@@ -14,12 +12,11 @@ use std::ffi::c_void;
 use crate::backend::Backend;
 use crate::config::{CpuTier, Device, Options, TensorSpec};
 use crate::error::{Error, ErrorKind, Result, fail};
-use crate::job::Job;
+use crate::job::{Participant, Progress};
 use crate::memory::try_reserve_one;
 use crate::rule::random::hash_name;
 use names::Names;
 use overlap::Extent;
-use step::Participant;
 
 pub use args::{StepArgs, StepReport, TensorBinding};
 pub use state::{Memory, StateSize, TensorState, state_size};
@@ -43,11 +40,8 @@ pub struct Optimizer {
     bindings_checked: bool,
     /// A checkpoint was checked, but then could not be read to its end: what is in memory is part of each.
     pub(crate) half_loaded: bool,
+    /// Of the present call.
     participants: Vec<Participant>,
-    jobs: Vec<Job>,
-    /// Participants with α, for CUDA.
-    #[cfg(feature = "cuda")]
-    with_fractions: Vec<(usize, f64)>,
     extents: Vec<(Extent, u64)>,
     #[cfg(test)]
     pub(crate) panics_in_step: bool,
@@ -71,9 +65,6 @@ impl Optimizer {
             bindings_checked: false,
             half_loaded: false,
             participants: Vec::new(),
-            jobs: Vec::new(),
-            #[cfg(feature = "cuda")]
-            with_fractions: Vec::new(),
             extents: Vec::new(),
             #[cfg(test)]
             panics_in_step: false,
@@ -124,20 +115,13 @@ impl Optimizer {
         self.names.reserve()?;
         let tensor = Tensor::new(&self.options, spec, &buffers, &self.backend)
             .map_err(|error| error.in_tensor(name))?;
-        #[cfg(feature = "cuda")]
-        if let Backend::Cuda(cuda) = &mut self.backend {
-            let mut description = cuda::describe(&self.options, spec);
-            let record = &mut description.record;
-            record.param = tensor.param as u64;
-            record.grad = tensor.grad as u64;
-            record.exp_avg = tensor.exp_avg as u64;
-            record.exp_avg_sq = tensor.exp_avg_sq as u64;
-            record.master = tensor.master as u64;
-            record.thresholds = tensor.thresholds as u64;
-            record.master_started = u32::from(tensor.master_started);
-            cuda.add(&description)
-                .map_err(|error| error.in_tensor(name))?;
-        }
+        let progress = Progress {
+            step_count: spec.step_count,
+            master_started: !buffers.master.is_null() && spec.step_count > 0,
+        };
+        self.backend
+            .add(&self.options, spec, &tensor.buffers, progress)
+            .map_err(|error| error.in_tensor(name))?;
         self.names.insert(tensor.name_hash, self.tensors.len());
         self.tensors.push(Some(tensor));
         self.bindings_checked = false;
@@ -151,10 +135,7 @@ impl Optimizer {
     /// If there is no tensor of that index.
     pub fn remove_tensor(&mut self, index: u64) -> Result<()> {
         self.tensor(index)?;
-        #[cfg(feature = "cuda")]
-        if let Backend::Cuda(cuda) = &mut self.backend {
-            cuda.remove(index as usize)?;
-        }
+        self.backend.remove(index as usize)?;
         if let Some(tensor) = self.tensors[index as usize].take() {
             self.names.remove(tensor.name_hash, index as usize);
         }
@@ -206,7 +187,7 @@ impl Optimizer {
         let (param, grad) = (param.cast(), grad.cast());
         let check = || {
             tensor.check_own_buffers(param, grad)?;
-            let bound = [tensor.param.cast_const(), tensor.grad];
+            let bound = [tensor.buffers.param.cast_const(), tensor.buffers.grad];
             for (extent, bound) in tensor.param_and_grad(param, grad).into_iter().zip(bound) {
                 // Where a device is asked, a buffer that stays costs nothing: engines bind anew in every step.
                 if let Some(extent) = extent?
@@ -218,13 +199,10 @@ impl Optimizer {
             Ok(())
         };
         check().map_err(|error: Error| error.in_tensor(tensor.name()))?;
-        #[cfg(feature = "cuda")]
-        if let Backend::Cuda(cuda) = &mut self.backend {
-            cuda.bind(index as usize, param, grad);
-        }
-        let tensor = self.tensor_mut(index)?;
-        tensor.param = param;
-        tensor.grad = grad;
+        self.backend.bind(index as usize, param, grad);
+        let buffers = &mut self.tensor_mut(index)?.buffers;
+        buffers.param = param;
+        buffers.grad = grad;
         self.bindings_checked = false;
         Ok(())
     }
@@ -238,11 +216,7 @@ impl Optimizer {
     /// The instruction set in use; `None` on CUDA.
     #[must_use]
     pub fn cpu_tier(&self) -> Option<CpuTier> {
-        match &self.backend {
-            Backend::Cpu(cpu) => Some(cpu.tier()),
-            #[cfg(feature = "cuda")]
-            Backend::Cuda(_) => None,
-        }
+        self.backend.tier()
     }
 
     fn tensor(&self, index: u64) -> Result<&Tensor> {

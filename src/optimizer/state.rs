@@ -4,12 +4,11 @@ use std::ffi::{CStr, c_void};
 
 use super::Optimizer;
 use super::overlap::Extent;
-use super::step::Participant;
-use super::tensor::{Brought, Tensor, allocated_bytes, state_sizes};
-use crate::backend::Backend;
+use super::tensor::{Brought, StateSizes, Tensor};
+use crate::backend;
 use crate::config::{Dtype, Options, StateDtype, TensorSpec, step_count};
 use crate::error::{Result, fail};
-use crate::job::{Job, Progress};
+use crate::job::{Participant, Progress};
 
 /// What the optimizer keeps for a tensor. The pointers are valid until the tensor is removed or the
 /// optimizer dropped.
@@ -82,21 +81,19 @@ pub struct StateSize {
 pub fn state_size(options: &Options, spec: &TensorSpec<'_>, brought: Brought) -> Result<StateSize> {
     options.validate()?;
     spec.validate()?;
-    let (sizes, allocated) = state_sizes(options, spec, brought);
-    let (_, allocated) = allocated_bytes(options.device, allocated, spec.num_blocks)?;
-    let scratch = match options.device {
-        #[cfg(feature = "cuda")]
-        crate::config::Device::Cuda { .. } => {
-            crate::cuda::space_bytes(&super::cuda::describe(options, spec))
-        }
-        _ => crate::cpu::scratch_bound(options, spec.numel, spec.num_blocks),
-    };
+    let sizes = StateSizes::new(options, spec, brought);
+    let [exp_avg, exp_avg_sq, master] = sizes.all.map(|bytes| bytes as u64);
+    let thresholds = spec.num_blocks * size_of::<u32>() as u64;
+    let name = spec.name.len() as u64 + 1;
     Ok(StateSize {
-        exp_avg: sizes[0] as u64,
-        exp_avg_sq: sizes[1] as u64,
-        master: sizes[2] as u64,
-        allocated: allocated.saturating_add(spec.name.len() as u64 + 1),
-        scratch,
+        exp_avg,
+        exp_avg_sq,
+        master,
+        allocated: sizes
+            .allocated_bytes(options, spec)?
+            .saturating_add(thresholds)
+            .saturating_add(name),
+        scratch: backend::scratch_bound(options, spec),
     })
 }
 
@@ -114,32 +111,7 @@ impl Optimizer {
             step_count: count,
             master_started: count > 0,
         };
-        self.set_progress(index as usize, progress)
-    }
-
-    /// How far a tensor that is there has come. On CUDA this waits.
-    pub(crate) fn progress(&self, index: usize) -> Result<Progress> {
-        #[cfg(feature = "cuda")]
-        if let Backend::Cuda(cuda) = &self.backend {
-            return cuda.progress(index);
-        }
-        let tensor = self.tensor(index as u64)?;
-        Ok(Progress {
-            step_count: tensor.step_count,
-            master_started: tensor.master_started,
-        })
-    }
-
-    /// Sets how far a tensor has come. On CUDA this waits.
-    pub(crate) fn set_progress(&mut self, index: usize, progress: Progress) -> Result<()> {
-        #[cfg(feature = "cuda")]
-        if let Backend::Cuda(cuda) = &mut self.backend {
-            cuda.set_progress(index, progress)?;
-        }
-        let tensor = self.tensor_mut(index as u64)?;
-        tensor.step_count = progress.step_count;
-        tensor.master_started = progress.master_started;
-        Ok(())
+        self.backend.set_progress(index as usize, progress)
     }
 
     /// Refuses to go on with state of which a part was loaded.
@@ -165,19 +137,15 @@ impl Optimizer {
             name: tensor.c_name(),
             numel: tensor.numel,
             num_blocks: tensor.num_blocks,
-            step_count: self.progress(index as usize)?.step_count,
+            step_count: self.backend.progress(index as usize)?.step_count,
             param_dtype: tensor.param_dtype,
             grad_dtype: tensor.grad_dtype,
             state_dtype: tensor.state_dtype,
-            exp_avg: tensor.exp_avg.cast(),
-            exp_avg_sq: tensor.exp_avg_sq.cast(),
-            master: tensor.master,
-            thresholds: match &self.backend {
-                Backend::Cpu(_) => tensor.host_thresholds(),
-                #[cfg(feature = "cuda")]
-                Backend::Cuda(_) => &[],
-            },
-            thresholds_start: tensor.thresholds.cast::<f32>(),
+            exp_avg: tensor.buffers.exp_avg.cast(),
+            exp_avg_sq: tensor.buffers.exp_avg_sq.cast(),
+            master: tensor.buffers.master,
+            thresholds: tensor.host_thresholds(),
+            thresholds_start: tensor.buffers.thresholds.cast::<f32>(),
         })
     }
 
@@ -188,13 +156,13 @@ impl Optimizer {
             state: 0,
             caller_state: 0,
             scratch: self.backend.scratch_bytes(),
-            bookkeeping: (size_of::<Self>()
-                + self.tensors.capacity() * size_of::<Option<Tensor>>()
-                + self.names.bytes()
-                + self.participants.capacity() * size_of::<Participant>()
-                + self.jobs.capacity() * size_of::<Job>()
-                + self.extents.capacity() * size_of::<(Extent, u64)>())
-                as u64,
+            bookkeeping: self.backend.bookkeeping_bytes()
+                + (size_of::<Self>()
+                    + self.tensors.capacity() * size_of::<Option<Tensor>>()
+                    + self.names.bytes()
+                    + self.participants.capacity() * size_of::<Participant>()
+                    + self.extents.capacity() * size_of::<(Extent, u64)>())
+                    as u64,
             num_tensors: 0,
             entries: 0,
         };

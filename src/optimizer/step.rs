@@ -1,31 +1,19 @@
-//! A step: which tensors take part, what is refused, and the jobs of the device.
+//! A step: which tensors take part, what is refused, and what the device is asked for.
 
 use super::args::{StepArgs, StepReport, TensorBinding};
 use super::tensor::Tensor;
 use super::{Optimizer, overlap};
-use crate::config::step_count;
+use crate::backend::Backend;
+use crate::config::Options;
 use crate::error::{Result, fail};
 use crate::float_environment::DefaultEnvironment;
-use crate::job::{GradientRequest, Job, RandomKeys};
+use crate::job::{GradientRequest, Participant, StepRequest, TensorBuffers};
 use crate::memory::{try_reserve, try_reserve_one};
-use crate::rule::norm;
-use crate::rule::scalars::{Hyper, Scalars, gradient_factor};
-use crate::rule::select::rank;
-
-/// A tensor in a step, with the buffers of this step.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Participant {
-    pub(super) index: usize,
-    pub(super) param: *mut u8,
-    pub(super) grad: *const u8,
-}
-
-// SAFETY: participants are rebuilt in every call; between calls their pointers are not used.
-unsafe impl Send for Participant {}
+use crate::rule::scalars::{Hyper, gradient_factor};
 
 /// What a call lists tensors for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Purpose {
+enum Purpose {
     Step,
     /// Only the gradients are looked at.
     Norm,
@@ -52,7 +40,7 @@ impl Optimizer {
         args: &StepArgs<'_>,
         bindings: &mut [TensorBinding<'_>],
     ) -> Result<StepReport> {
-        self.backend.cpu("lending slices to a step")?;
+        self.backend.check_is_host("lending slices to a step")?;
         self.list_bindings(args, bindings)?;
         // SAFETY: slices are alive, valid, of the tensors' lengths and types (checked in `list_bindings`),
         // and borrowed for this call.
@@ -90,21 +78,10 @@ impl Optimizer {
         self.list_bound(args, Purpose::Norm)?;
         let _environment = DefaultEnvironment::enter();
         args.validate()?;
-        #[cfg(feature = "cuda")]
-        if !self.backend.is_cpu() {
-            self.check_for_cuda(args, Purpose::Norm)?;
-            // SAFETY: the caller's promise.
-            return unsafe {
-                self.ask_cuda(args, |cuda, options, request| {
-                    cuda.grad_norm(options, request)
-                })
-            };
-        }
-        args.device.check_is_none()?;
-        self.make_jobs(args, Purpose::Norm)?;
-        // SAFETY: the caller's promise.
-        let sum = unsafe { self.backend.cpu("the norm")?.sum_of_squares(&self.jobs)? };
-        Ok(norm::norm(sum, args.grad_scale))
+        // SAFETY: the caller's promise; null and alignment were checked when the buffers were bound.
+        self.ask(args, |backend, request| unsafe {
+            backend.grad_norm(request)
+        })
     }
 
     /// Takes the step of `self.participants`.
@@ -123,35 +100,9 @@ impl Optimizer {
         let _environment = DefaultEnvironment::enter();
         args.validate()?;
         self.check_overlaps(source)?;
-        #[cfg(feature = "cuda")]
-        if !self.backend.is_cpu() {
-            self.check_for_cuda(args, Purpose::Step)?;
-            // SAFETY: the caller's promise; null, alignment and overlap were checked, and when the buffers were bound
-            // also that they are in the device's memory.
-            unsafe { self.ask_cuda(args, |cuda, options, request| cuda.step(options, request))? };
-            return Ok(StepReport {
-                entries: self.entries(),
-                ..StepReport::default()
-            });
-        }
-        args.device.check_is_none()?;
-        self.make_jobs(args, Purpose::Step)?;
-        let request = GradientRequest {
-            grad_scale: args.grad_scale,
-            grad_norm: args.grad_norm,
-            max_grad_norm: self.options.max_grad_norm,
-            skip_nonfinite: self.options.skip_nonfinite,
-        };
-        // SAFETY: the caller's promise; null, alignment and overlap were checked.
-        let outcome = unsafe { self.backend.cpu("a step")?.step(&mut self.jobs, &request)? };
-        if !outcome.skipped {
-            for participant in &self.participants {
-                if let Some(tensor) = &mut self.tensors[participant.index] {
-                    tensor.step_count += 1;
-                    tensor.master_started = true;
-                }
-            }
-        }
+        // SAFETY: the caller's promise; null, alignment and overlap were checked, and when the buffers were bound also that
+        // they are in the device's memory.
+        let outcome = self.ask(args, |backend, request| unsafe { backend.step(request) })?;
         Ok(StepReport {
             grad_norm: outcome.grad_norm,
             entries: self.entries(),
@@ -165,9 +116,9 @@ impl Optimizer {
     /// Lists a tensor; refuses one that is listed twice in a call.
     fn list(
         &mut self,
+        args: &StepArgs<'_>,
         index: u64,
-        param: *mut u8,
-        grad: *const u8,
+        (param, grad): (*mut u8, *const u8),
         purpose: Purpose,
     ) -> Result<()> {
         let call = self.call;
@@ -191,11 +142,9 @@ impl Optimizer {
             );
         }
         try_reserve_one(&mut self.participants, "the list of tensors")?;
-        self.participants.push(Participant {
-            index: index as usize,
-            param,
-            grad,
-        });
+        let tensor = (index as usize, self.tensor(index)?);
+        let participant = participant(&self.options, args, tensor, (param, grad));
+        self.participants.push(participant);
         Ok(())
     }
 
@@ -203,7 +152,10 @@ impl Optimizer {
     fn list_bound(&mut self, args: &StepArgs<'_>, purpose: Purpose) -> Result<()> {
         self.call += 1;
         self.participants.clear();
-        let is_bound = |tensor: &Tensor| !tensor.param.is_null() || !tensor.grad.is_null();
+        let is_bound = |tensor: &Tensor| {
+            let TensorBuffers { param, grad, .. } = tensor.buffers;
+            !param.is_null() || !grad.is_null()
+        };
         if !self.tensors.iter().flatten().any(is_bound) {
             fail!(
                 InvalidState,
@@ -214,16 +166,16 @@ impl Optimizer {
             None => {
                 for index in 0..self.tensors.len() {
                     if let Some(tensor) = &self.tensors[index] {
-                        let (param, grad) = (tensor.param, tensor.grad);
-                        self.list(index as u64, param, grad, purpose)?;
+                        let bound = (tensor.buffers.param, tensor.buffers.grad);
+                        self.list(args, index as u64, bound, purpose)?;
                     }
                 }
             }
             Some(indices) => {
                 for &index in indices {
-                    let tensor = self.tensor(index)?;
-                    let (param, grad) = (tensor.param, tensor.grad);
-                    self.list(index, param, grad, purpose)?;
+                    let buffers = &self.tensor(index)?.buffers;
+                    let bound = (buffers.param, buffers.grad);
+                    self.list(args, index, bound, purpose)?;
                 }
                 self.participants
                     .sort_unstable_by_key(|participant| participant.index);
@@ -277,8 +229,8 @@ impl Optimizer {
                     expected.3
                 );
             }
-            let (param, grad) = (param.as_mut_ptr(), grad.as_ptr());
-            self.list(binding.index, param, grad, Purpose::Step)?;
+            let lent = (param.as_mut_ptr(), grad.as_ptr());
+            self.list(args, binding.index, lent, Purpose::Step)?;
         }
         self.participants
             .sort_unstable_by_key(|participant| participant.index);
@@ -304,8 +256,10 @@ impl Optimizer {
                 continue;
             };
             let (param, grad) = match (source, lent) {
-                (Source::Lent, Some(lent)) => (lent.param, lent.grad),
-                (Source::Bound, _) if !tensor.grad.is_null() => (tensor.param, tensor.grad),
+                (Source::Lent, Some(lent)) => (lent.buffers.param, lent.buffers.grad),
+                (Source::Bound, _) if !tensor.buffers.grad.is_null() => {
+                    (tensor.buffers.param, tensor.buffers.grad)
+                }
                 _ => (std::ptr::null_mut(), std::ptr::null()),
             };
             for extent in tensor.extents(param, grad) {
@@ -332,72 +286,67 @@ impl Optimizer {
 
     /// Entries of the tensors that take part.
     fn entries(&self) -> u64 {
-        let tensors = self.participants.iter().map(|one| &self.tensors[one.index]);
-        tensors.flatten().map(|tensor| tensor.numel).sum()
+        self.participants.iter().map(|one| one.numel).sum()
     }
 
-    /// A tensor's hyper-parameters in this step.
-    pub(super) fn hyper(&self, args: &StepArgs<'_>, tensor: &Tensor) -> Hyper {
-        let options = &self.options;
-        Hyper {
-            learning_rate: args.learning_rate.unwrap_or(options.learning_rate),
+    /// Asks the device for something about `self.participants`.
+    fn ask<T>(
+        &mut self,
+        args: &StepArgs<'_>,
+        ask: impl FnOnce(&mut Backend, &StepRequest<'_>) -> Result<T>,
+    ) -> Result<T> {
+        // An unusable factor is found here even where clipping would not reach it.
+        gradient_factor(args.grad_scale, 1.0)?;
+        let (options, tensors) = (&self.options, &self.tensors);
+        let request = StepRequest {
+            options,
+            participants: &self.participants,
+            listed: args.tensors.is_some(),
+            learning_rate: args.learning_rate_with(options),
+            update_fraction: args.update_fraction_with(options),
+            gradients: GradientRequest {
+                grad_scale: args.grad_scale,
+                grad_norm: args.grad_norm,
+                max_grad_norm: options.max_grad_norm,
+                skip_nonfinite: options.skip_nonfinite,
+            },
+            device: args.device,
+            name: &|index| tensors[index].as_ref().map_or("", Tensor::name),
+        };
+        ask(&mut self.backend, &request)
+    }
+}
+
+/// A tensor with these buffers in a step: what it does not set falls back to the step's arguments, and those to the options.
+fn participant(
+    options: &Options,
+    args: &StepArgs<'_>,
+    (index, tensor): (usize, &Tensor),
+    (param, grad): (*mut u8, *const u8),
+) -> Participant {
+    Participant {
+        index,
+        name_hash: tensor.name_hash,
+        buffers: TensorBuffers {
+            param,
+            grad,
+            ..tensor.buffers
+        },
+        param_dtype: tensor.param_dtype,
+        grad_dtype: tensor.grad_dtype,
+        state_dtype: tensor.state_dtype,
+        numel: tensor.numel,
+        block_numel: tensor.numel / tensor.num_blocks,
+        hyper: Hyper {
+            learning_rate: args.learning_rate_with(options),
             learning_rate_scale: tensor.learning_rate_scale,
             beta1: options.beta1,
             beta2: options.beta2,
             epsilon: options.epsilon,
             weight_decay: tensor.weight_decay.unwrap_or(options.weight_decay),
-        }
-    }
-
-    /// Makes `self.jobs` of `self.participants`.
-    fn make_jobs(&mut self, args: &StepArgs<'_>, purpose: Purpose) -> Result<()> {
-        // An unusable factor is found here even where clipping would not reach it.
-        gradient_factor(args.grad_scale, 1.0)?;
-        self.jobs.clear();
-        try_reserve(
-            &mut self.jobs,
-            self.participants.len(),
-            "the work of a step",
-        )?;
-        let options = &self.options;
-        let default_fraction = args.update_fraction.unwrap_or(options.update_fraction);
-        for participant in &self.participants {
-            let Some(tensor) = &self.tensors[participant.index] else {
-                continue;
-            };
-            let hyper = self.hyper(args, tensor);
-            let t = tensor.step_count + 1;
-            let scalars = match purpose {
-                Purpose::Norm => Scalars::default(),
-                Purpose::Step => step_count(t)
-                    .and_then(|()| Scalars::new(&hyper, t))
-                    .map_err(|error| error.in_tensor(tensor.name()))?,
-            };
-            let update_fraction = tensor.update_fraction.unwrap_or(default_fraction);
-            let block_numel = tensor.numel / tensor.num_blocks;
-            self.jobs.push(Job {
-                param: participant.param,
-                grad: participant.grad,
-                exp_avg: tensor.exp_avg,
-                exp_avg_sq: tensor.exp_avg_sq,
-                master: tensor.master,
-                thresholds: tensor.thresholds,
-                param_dtype: tensor.param_dtype,
-                grad_dtype: tensor.grad_dtype,
-                state_dtype: tensor.state_dtype,
-                numel: tensor.numel,
-                block_numel,
-                rank: rank(update_fraction, block_numel),
-                everything_moves: update_fraction == 1.0,
-                starts_moments: t == 1,
-                starts_master: !tensor.master.is_null() && (t == 1 || !tensor.master_started),
-                scalars,
-                filter: options.filter,
-                weight_decay_scope: options.weight_decay_scope,
-                rounding: options.rounding,
-                random: RandomKeys::new(options.seed, tensor.name_hash, t),
-            });
-        }
-        Ok(())
+        },
+        update_fraction: tensor
+            .update_fraction
+            .unwrap_or_else(|| args.update_fraction_with(options)),
     }
 }

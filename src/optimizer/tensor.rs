@@ -3,10 +3,11 @@
 use std::ffi::{CStr, c_void};
 
 use super::overlap::Extent;
-use crate::backend::Backend;
-use crate::config::{Device, Dtype, Options, StateDtype, TensorSpec};
-use crate::error::{Error, Result, fail};
-use crate::memory::{PARTS, Placement, StateMemory, try_with_capacity};
+use crate::backend::{self, Backend, State};
+use crate::config::{Dtype, Options, StateDtype, TensorSpec};
+use crate::error::{Result, fail};
+use crate::job::TensorBuffers;
+use crate::memory::{PARTS, try_with_capacity};
 use crate::rule::random::hash_name;
 
 /// A caller's buffers for one tensor. Null pointers: not bound yet (`param`, `grad`), or to be allocated by
@@ -50,137 +51,46 @@ pub(crate) struct Tensor {
     pub(crate) update_fraction: Option<f64>,
     pub(crate) weight_decay: Option<f64>,
     pub(crate) learning_rate_scale: f64,
-    pub(crate) step_count: u64,
-    pub(crate) param: *mut u8,
-    pub(crate) grad: *const u8,
-    pub(crate) exp_avg: *mut u8,
-    pub(crate) exp_avg_sq: *mut u8,
-    pub(crate) master: *mut f32,
-    /// Each block's threshold in the last step, as bits of a float.
-    pub(crate) thresholds: *mut u32,
-    /// Freed when this is dropped.
-    _memory: TensorMemory,
-    state_bytes: [usize; PARTS],
-    allocated_state: usize,
-    used_state: usize,
-    /// The master copy has been given its values: by a step, or by the caller.
-    pub(crate) master_started: bool,
+    /// The bound ones, and the state, whoever allocated it.
+    pub(crate) buffers: TensorBuffers,
+    /// What the device has allocated; there is none only while the tensor is being made.
+    state: Option<State>,
+    sizes: StateSizes,
+    allocated_bytes: u64,
     /// The last call that this tensor was listed in; to notice one that is listed twice.
     pub(crate) listed_in: u64,
-}
-
-// SAFETY: the pointers are to memory that the caller lends to whichever thread uses the optimizer, or to
-// `_memory`.
-unsafe impl Send for Tensor {}
-
-/// What the library allocated for a tensor.
-#[derive(Debug)]
-enum TensorMemory {
-    Host {
-        _state: Option<StateMemory>,
-        _thresholds: Vec<u32>,
-    },
-    #[cfg(feature = "cuda")]
-    Cuda { _all: crate::cuda::Memory },
-}
-
-/// What of a tensor's memory the library allocates, and where it lies.
-struct Allocated {
-    memory: TensorMemory,
-    /// First moment, second moment, master copy; null where the caller brings it, or there is none.
-    parts: [*mut u8; PARTS],
-    thresholds: *mut u32,
 }
 
 /// What of the state the caller brings: first moment, second moment, master copy.
 pub(crate) type Brought = [bool; PARTS];
 
-/// The sizes of a tensor's state, and what of it the library allocates.
-pub(crate) fn state_sizes(
-    options: &Options,
-    spec: &TensorSpec<'_>,
-    brought: Brought,
-) -> ([usize; PARTS], [usize; PARTS]) {
-    let numel = spec.numel as usize;
-    let has_master = options.master_weights && spec.param_dtype != Dtype::F32;
-    let element = options.state_dtype.size();
-    // `TensorSpec::validate` keeps numel · 4 within the address space.
-    let sizes = [
-        numel * element,
-        numel * element,
-        if has_master { numel * 4 } else { 0 },
-    ];
-    let mut allocated = sizes;
-    for (size, brought) in allocated.iter_mut().zip(brought) {
-        if brought {
-            *size = 0;
-        }
-    }
-    (sizes, allocated)
-}
-
-/// Bytes that are allocated for state of these sizes and for thresholds; the first number is that of the state, with the
-/// distances between its parts.
-pub(crate) fn allocated_bytes(
-    device: Device,
+/// Bytes of a tensor's first moment, second moment and master copy.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StateSizes {
+    pub(super) all: [usize; PARTS],
+    /// Of what the library allocates.
     allocated: [usize; PARTS],
-    num_blocks: u64,
-) -> Result<(u64, u64)> {
-    let thresholds = num_blocks * size_of::<u32>() as u64;
-    let state = match device {
-        Device::Cpu => place(allocated)?.allocated() as u64,
-        #[cfg(feature = "cuda")]
-        Device::Cuda { .. } => {
-            let [m, v, master] = allocated;
-            crate::cuda::state_bytes([m, v, master, thresholds as usize]) - thresholds
-        }
-        #[cfg(not(feature = "cuda"))]
-        Device::Cuda { .. } => allocated.iter().map(|&size| size as u64).sum(),
-    };
-    Ok((state, state.saturating_add(thresholds)))
 }
 
-fn place(allocated: [usize; PARTS]) -> Result<Placement> {
-    Placement::new(allocated).ok_or_else(|| Error::out_of_memory("the moments", usize::MAX))
-}
-
-impl Allocated {
-    fn new(backend: &Backend, allocated: [usize; PARTS], num_blocks: u64) -> Result<Self> {
-        match backend {
-            Backend::Cpu(_) => {
-                let mut thresholds = try_with_capacity(num_blocks as usize, "the thresholds")?;
-                thresholds.resize(num_blocks as usize, 0);
-                let state = StateMemory::new(place(allocated)?)?;
-                let mut parts = [std::ptr::null_mut(); PARTS];
-                if let Some(memory) = &state {
-                    for (i, part) in parts.iter_mut().enumerate() {
-                        if allocated[i] > 0 {
-                            *part = memory.part(i);
-                        }
-                    }
-                }
-                Ok(Self {
-                    thresholds: thresholds.as_mut_ptr(),
-                    memory: TensorMemory::Host {
-                        _state: state,
-                        _thresholds: thresholds,
-                    },
-                    parts,
-                })
-            }
-            #[cfg(feature = "cuda")]
-            Backend::Cuda(cuda) => {
-                let [m, v, master] = allocated;
-                let thresholds = num_blocks as usize * size_of::<u32>();
-                let (memory, [m, v, master, thresholds]) =
-                    cuda.allocate_state([m, v, master, thresholds])?;
-                Ok(Self {
-                    memory: TensorMemory::Cuda { _all: memory },
-                    parts: [m, v, master],
-                    thresholds: thresholds.cast(),
-                })
+impl StateSizes {
+    pub(super) fn new(options: &Options, spec: &TensorSpec<'_>, brought: Brought) -> Self {
+        // `TensorSpec::validate` keeps numel · 4 within the address space.
+        let numel = spec.numel as usize;
+        let moment = numel * options.state_dtype.size();
+        let has_master = options.has_master(spec.param_dtype);
+        let all = [moment, moment, if has_master { numel * 4 } else { 0 }];
+        let mut allocated = all;
+        for (size, brought) in allocated.iter_mut().zip(brought) {
+            if brought {
+                *size = 0;
             }
         }
+        Self { all, allocated }
+    }
+
+    /// Bytes of what the library allocates, with the distances between its parts.
+    pub(super) fn allocated_bytes(&self, options: &Options, spec: &TensorSpec<'_>) -> Result<u64> {
+        backend::state_bytes(options.device, self.allocated, spec.num_blocks)
     }
 }
 
@@ -197,9 +107,9 @@ impl Tensor {
             !buffers.exp_avg_sq.is_null(),
             !buffers.master.is_null(),
         ];
-        let (state_bytes, allocated) = state_sizes(options, spec, brought);
-        let (allocated_state, _) = allocated_bytes(options.device, allocated, spec.num_blocks)?;
-        if brought[2] && state_bytes[2] == 0 {
+        let sizes = StateSizes::new(options, spec, brought);
+        let allocated_bytes = sizes.allocated_bytes(options, spec)?;
+        if brought[2] && sizes.all[2] == 0 {
             fail!(
                 InvalidArgument,
                 "master is {:p}, but the tensor has no master copy: that takes master_weights and a \
@@ -222,42 +132,40 @@ impl Tensor {
             update_fraction: spec.update_fraction,
             weight_decay: spec.weight_decay,
             learning_rate_scale: spec.learning_rate_scale,
-            step_count: spec.step_count,
-            param: buffers.param.cast(),
-            grad: buffers.grad.cast(),
-            exp_avg: buffers.exp_avg.cast(),
-            exp_avg_sq: buffers.exp_avg_sq.cast(),
-            master: buffers.master.cast(),
-            thresholds: std::ptr::null_mut(),
-            _memory: TensorMemory::Host {
-                _state: None,
-                _thresholds: Vec::new(),
+            buffers: TensorBuffers {
+                param: buffers.param.cast(),
+                grad: buffers.grad.cast(),
+                exp_avg: buffers.exp_avg.cast(),
+                exp_avg_sq: buffers.exp_avg_sq.cast(),
+                master: buffers.master.cast(),
+                thresholds: std::ptr::null_mut(),
             },
-            state_bytes,
-            allocated_state: allocated_state as usize,
-            used_state: allocated.iter().sum(),
-            master_started: brought[2] && spec.step_count > 0,
+            state: None,
+            sizes,
+            allocated_bytes,
             listed_in: 0,
         };
-        tensor.check_own_buffers(tensor.param, tensor.grad)?;
-        for extent in tensor.extents(tensor.param, tensor.grad) {
+        let (param, grad) = (tensor.buffers.param, tensor.buffers.grad);
+        tensor.check_own_buffers(param, grad)?;
+        for extent in tensor.extents(param, grad) {
             if let Some(extent) = extent? {
                 extent.check_memory(backend)?;
             }
         }
-        let new = Allocated::new(backend, allocated, spec.num_blocks)?;
-        let [m, v, master] = new.parts;
+        let state = backend.allocate_state(sizes.allocated, spec.num_blocks)?;
+        let [m, v, master] = state.parts;
+        let buffers = &mut tensor.buffers;
         if !brought[0] {
-            tensor.exp_avg = m;
+            buffers.exp_avg = m;
         }
         if !brought[1] {
-            tensor.exp_avg_sq = v;
+            buffers.exp_avg_sq = v;
         }
         if !brought[2] {
-            tensor.master = master.cast();
+            buffers.master = master.cast();
         }
-        tensor.thresholds = new.thresholds;
-        tensor._memory = new.memory;
+        buffers.thresholds = state.thresholds;
+        tensor.state = Some(state);
         Ok(tensor)
     }
 
@@ -287,18 +195,9 @@ impl Tensor {
         Ok(())
     }
 
-    /// The thresholds of a tensor on the CPU.
+    /// The thresholds, where they are in the host's memory.
     pub(crate) fn host_thresholds(&self) -> &[f32] {
-        match &self._memory {
-            TensorMemory::Host { .. } if !self.thresholds.is_null() => {
-                // SAFETY: `_thresholds` is as long, lives as long as the tensor, and is written through this pointer
-                // alone; all bit patterns are floats.
-                unsafe {
-                    std::slice::from_raw_parts(self.thresholds.cast(), self.num_blocks as usize)
-                }
-            }
-            _ => &[],
-        }
+        self.state.as_ref().map_or(&[], State::host_thresholds)
     }
 
     /// The address ranges of a parameter and gradient that are not null.
@@ -323,29 +222,27 @@ impl Tensor {
         [
             extent("param", param, self.param_dtype.size(), true),
             extent("grad", grad, self.grad_dtype.size(), false),
-            extent("exp_avg", self.exp_avg, state, true),
-            extent("exp_avg_sq", self.exp_avg_sq, state, true),
-            extent("master", self.master.cast(), 4, true),
+            extent("exp_avg", self.buffers.exp_avg, state, true),
+            extent("exp_avg_sq", self.buffers.exp_avg_sq, state, true),
+            extent("master", self.buffers.master.cast(), 4, true),
         ]
     }
 
     /// First moment, second moment and master copy: where each begins, and its bytes; 0 bytes for none.
     pub(crate) fn state(&self) -> [(*mut u8, usize); PARTS] {
-        let [m, v, master] = self.state_bytes;
+        let [m, v, master] = self.sizes.all;
         [
-            (self.exp_avg, m),
-            (self.exp_avg_sq, v),
-            (self.master.cast(), master),
+            (self.buffers.exp_avg, m),
+            (self.buffers.exp_avg_sq, v),
+            (self.buffers.master.cast(), master),
         ]
     }
 
     /// Bytes of moments and master that the library allocated, and that the caller brought.
     pub(crate) fn state_memory(&self) -> (u64, u64) {
-        let total: usize = self.state_bytes.iter().sum();
-        (
-            self.allocated_state as u64,
-            (total - self.used_state) as u64,
-        )
+        let total: usize = self.sizes.all.iter().sum();
+        let allocated: usize = self.sizes.allocated.iter().sum();
+        (self.allocated_bytes, (total - allocated) as u64)
     }
 
     /// Bytes of everything else.

@@ -123,7 +123,7 @@ impl<'a> WaveRun<'a> {
     ///
     /// # Safety
     ///
-    /// As for [`Estimates::step`].
+    /// As for [`super::Estimates::step`].
     pub(super) unsafe fn run(&self, executor: &mut Executor, stepped: &mut Stepped) -> Result<()> {
         let wave = self.wave;
         let sampled = 8 * (GATHERED * sample::LINE * wave.gathers) as u64;
@@ -178,7 +178,7 @@ impl<'a> WaveRun<'a> {
     ///
     /// # Safety
     ///
-    /// As for [`Estimates::step`], and no other thread does the same.
+    /// As for [`super::Estimates::step`], and no other thread does the same.
     unsafe fn gather(&self, gather: usize) {
         let after = self
             .blocks
@@ -248,7 +248,7 @@ impl<'a> WaveRun<'a> {
     ///
     /// # Safety
     ///
-    /// As for [`Estimates::step`]; nobody writes to the block meanwhile.
+    /// As for [`super::Estimates::step`]; nobody writes to the block meanwhile.
     unsafe fn search(&self, executor: &mut Executor, block: &Block, job: &Job) -> Result<u32> {
         // SAFETY: the caller's promise; the space is for searches, one at a time. A job has a threshold for every
         // block.
@@ -266,7 +266,7 @@ impl<'a> WaveRun<'a> {
     ///
     /// # Safety
     ///
-    /// As for [`Estimates::step`], and no other thread does the same; the block has its bounds.
+    /// As for [`super::Estimates::step`], and no other thread does the same; the block has its bounds.
     unsafe fn pass(&self, strand: &mut Strand, tile: usize) {
         let index = self.block_of(strand.block, tile);
         let block = &self.blocks[index];
@@ -474,7 +474,7 @@ impl<'a> WaveRun<'a> {
     ///
     /// # Safety
     ///
-    /// As for [`Estimates::step`], and no other thread does the same; the thresholds are known.
+    /// As for [`super::Estimates::step`], and no other thread does the same; the thresholds are known.
     unsafe fn settle(&self, settling: &mut Settling, tile: usize) {
         let last = &self.blocks[settling.block];
         let index = self.block_of(settling.block, tile);
@@ -531,7 +531,7 @@ impl<'a> WaveRun<'a> {
     ///
     /// # Safety
     ///
-    /// As for [`Estimates::step`]; the pass is over.
+    /// As for [`super::Estimates::step`]; the pass is over.
     unsafe fn rescue(&self, executor: &mut Executor, block: &Block) -> Result<u64> {
         let stored = self.jobs[block.job].after_step();
         let selected = AtomicU64::new(0);

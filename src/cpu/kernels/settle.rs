@@ -16,7 +16,7 @@ use crate::job::Job;
 ///
 /// # Safety
 ///
-/// As for [`super::step`].
+/// As for [`super::step()`].
 pub(in crate::cpu) unsafe fn settle(
     kernels: &Kernels,
     job: &Job,

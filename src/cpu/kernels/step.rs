@@ -234,7 +234,7 @@ impl Notes {
 ///
 /// # Safety
 ///
-/// As for [`step`]. All `notes` have room for `len` entries and [`MAX_LANES`](crate::cpu::vector::MAX_LANES) more; `old`
+/// As for [`step`]. All `notes` have room for `len` entries and [`MAX_LANES`] more; `old`
 /// only where old values are kept.
 pub(in crate::cpu) unsafe fn step_and_note(
     kernels: &Kernels,
