@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, c_char};
 
+use super::panic::catch;
 use crate::backend::is_cuda_available;
 
 /// The number that changes whenever a program compiled against an older header could no longer use the
@@ -30,5 +31,5 @@ pub extern "C" fn mofo_abi_version() -> u32 {
 /// `MOFO_DEVICE_CUDA` can be created; else 0. Why not is what `mofo_create` says.
 #[unsafe(no_mangle)]
 pub extern "C" fn mofo_cuda_available() -> i32 {
-    i32::from(std::panic::catch_unwind(is_cuda_available).unwrap_or(false))
+    catch(&mut || Ok(i32::from(is_cuda_available()))).unwrap_or(0)
 }

@@ -12,18 +12,23 @@ mod options;
 
 mod tensor;
 
+mod state;
+
 mod step;
 
 mod optimizer;
 
 mod checkpoint;
 
+mod enums;
+mod panic;
 mod structs;
 
 pub use checkpoint::*;
 pub use library::*;
 pub use optimizer::*;
 pub use options::*;
+pub use state::*;
 pub use status::*;
 pub use step::*;
 pub use tensor::*;

@@ -1,11 +1,12 @@
-//! `mofo_optimizer`: the handle, and the wall that no panic passes.
+//! `mofo_optimizer`: the handle, and how every call gets at what is behind it.
 
 use std::mem::size_of;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::options::{mofo_options, read_options, tier_number};
+use super::enums::Number;
+use super::options::{mofo_options, read_options};
+use super::panic::{catch, guard};
 use super::status::{MOFO_OK, fail};
-use super::structs::{OutputStruct, check_output, check_pointer};
+use super::structs::{OutputStruct, check_output, check_pointer, write};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::try_box;
 use crate::optimizer::Optimizer;
@@ -59,7 +60,7 @@ pub unsafe extern "C" fn mofo_create(
     options: *const mofo_options,
     optimizer: *mut *mut mofo_optimizer,
 ) -> i32 {
-    wall(|| {
+    guard(|| {
         // SAFETY: the caller's promise about `options`.
         let options = unsafe { read_options(options)? };
         check_pointer("optimizer", optimizer)?;
@@ -84,7 +85,7 @@ pub unsafe extern "C" fn mofo_destroy(optimizer: *mut mofo_optimizer) {
     if optimizer.is_null() {
         return;
     }
-    wall(|| {
+    guard(|| {
         // SAFETY: it came from `Box::into_raw` in `mofo_create`, and is given up here (the caller's
         // promise).
         drop(unsafe { Box::from_raw(optimizer) });
@@ -117,7 +118,7 @@ pub unsafe extern "C" fn mofo_memory(
             entries: memory.entries,
         };
         // SAFETY: `info` was checked above and has room for `size` bytes (the caller's promise).
-        unsafe { super::structs::write(memory, info, size) };
+        unsafe { write(memory, info, size) };
         Ok(())
     };
     // SAFETY: the caller's promise about `optimizer`.
@@ -134,37 +135,13 @@ pub unsafe extern "C" fn mofo_cpu_tier(optimizer: *mut mofo_optimizer) -> i32 {
     // SAFETY: the caller's promise about `optimizer`.
     unsafe {
         with_optimizer_status(optimizer, |optimizer| match optimizer.cpu_tier() {
-            Some(tier) => Ok(tier_number(tier)),
+            tier @ Some(_) => Ok(tier.number()),
             None => Err(Error::new(
                 ErrorKind::InvalidState,
                 format_args!("the optimizer works on CUDA; only on the CPU has it a tier"),
             )),
         })
     }
-}
-
-/// Runs a call; its error, or a panic, becomes a status and this thread's last error.
-pub(super) fn wall(call: impl FnOnce() -> Result<()>) -> i32 {
-    let mut call = Some(call);
-    caught(&mut || {
-        if let Some(call) = call.take() {
-            call()?;
-        }
-        Ok(MOFO_OK)
-    })
-    .unwrap_or_else(|error| fail(&error))
-}
-
-/// What a call gives; a panic becomes an error. A function of its own, not a part of each call, because it is long.
-#[inline(never)]
-fn caught(call: &mut dyn FnMut() -> Result<i32>) -> Result<i32> {
-    // Nothing that the closure borrows is used after a panic.
-    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| {
-        Err(Error::new(
-            ErrorKind::Internal,
-            format_args!("a panic inside the library; please report it"),
-        ))
-    })
 }
 
 /// Runs a call on an optimizer behind the wall; after a panic the optimizer refuses further calls.
@@ -225,7 +202,7 @@ unsafe fn call_optimizer(
         ));
     }
     // After a panic the optimizer is never used again, so no broken invariant is seen.
-    caught(&mut || call(&mut handle.optimizer)).unwrap_or_else(|error| {
+    catch(&mut || call(&mut handle.optimizer)).unwrap_or_else(|error| {
         handle.poisoned = error.kind() == ErrorKind::Internal;
         fail(&error)
     })

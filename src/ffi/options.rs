@@ -3,11 +3,11 @@
 use std::ffi::c_void;
 use std::mem::size_of;
 
+use super::enums::Number;
+use super::panic::guard;
 use super::structs::{InputStruct, initialise, read};
-use crate::config::{
-    CpuTier, Device, Dtype, Filter, Options, ParallelFor, Rounding, StateDtype, WeightDecayScope,
-};
-use crate::error::{Error, ErrorKind, Result, fail};
+use crate::config::{Device, MAX_THREADS, Options, ParallelFor, ParallelForFunction};
+use crate::error::{Result, fail};
 
 /// "As the optimizer has it": the value of a setting that is not set here.
 pub const MOFO_INHERIT: f64 = -1.0;
@@ -142,17 +142,17 @@ unsafe impl InputStruct for mofo_options {
             beta2: defaults.beta2,
             epsilon: defaults.epsilon,
             weight_decay: defaults.weight_decay,
-            weight_decay_scope: MOFO_WEIGHT_DECAY_SELECTED,
-            filter: MOFO_FILTER_MOMENTUM,
+            weight_decay_scope: defaults.weight_decay_scope.number(),
+            filter: defaults.filter.number(),
             update_fraction: defaults.update_fraction,
-            state_dtype: MOFO_DTYPE_F32,
-            master_weights: 0,
-            rounding: MOFO_ROUNDING_STOCHASTIC,
-            skip_nonfinite: 0,
+            state_dtype: defaults.state_dtype.number(),
+            master_weights: defaults.master_weights.number(),
+            rounding: defaults.rounding.number(),
+            skip_nonfinite: defaults.skip_nonfinite.number(),
             seed: defaults.seed,
             max_grad_norm: defaults.max_grad_norm,
             num_threads: 0,
-            cpu_tier: MOFO_CPU_TIER_BEST,
+            cpu_tier: defaults.cpu_tier.number(),
             parallel_for: None,
             parallel_for_ctx: std::ptr::null_mut(),
         }
@@ -171,7 +171,7 @@ const _: () = assert!(size_of::<mofo_options>() == 128);
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mofo_options_init(options: *mut mofo_options, size: u64) -> i32 {
     // SAFETY: the caller's promise is that of `initialise`.
-    super::optimizer::wall(|| unsafe { initialise(options, size) })
+    guard(|| unsafe { initialise(options, size) })
 }
 
 /// Reads and translates the caller's options; values are checked by the safe library.
@@ -192,18 +192,18 @@ pub(super) unsafe fn read_options(pointer: *const mofo_options) -> Result<Option
                 c.device_index
             ),
         },
-        value => return Err(unknown("device", value, "0 (CPU) or 1 (CUDA)")),
+        device => fail!(
+            InvalidArgument,
+            "device is {device}; it must be 0 (CPU) or 1 (CUDA)"
+        ),
     };
-    let num_threads = usize::try_from(c.num_threads).map_err(|_| {
-        Error::new(
-            ErrorKind::InvalidArgument,
-            format_args!(
-                "num_threads is {}; it must be from 0 (all) to {}",
-                c.num_threads,
-                crate::config::MAX_THREADS
-            ),
-        )
-    })?;
+    let Ok(num_threads) = usize::try_from(c.num_threads) else {
+        fail!(
+            InvalidArgument,
+            "num_threads is {}; it must be from 0 (all) to {MAX_THREADS}",
+            c.num_threads
+        );
+    };
     let parallel_for = c.parallel_for.map(|function| {
         // SAFETY: `mofo_parallel_for` and `ParallelForFunction` differ only in that the former's task may
         // be NULL, which the library never passes; C functions of both types have the same ABI. The
@@ -212,7 +212,7 @@ pub(super) unsafe fn read_options(pointer: *const mofo_options) -> Result<Option
             ParallelFor::new(
                 std::mem::transmute::<
                     unsafe extern "C" fn(*mut c_void, i64, mofo_task, *mut c_void),
-                    crate::config::ParallelForFunction,
+                    ParallelForFunction,
                 >(function),
                 c.parallel_for_ctx,
             )
@@ -225,110 +225,17 @@ pub(super) unsafe fn read_options(pointer: *const mofo_options) -> Result<Option
         beta2: c.beta2,
         epsilon: c.epsilon,
         weight_decay: c.weight_decay,
-        weight_decay_scope: match c.weight_decay_scope {
-            MOFO_WEIGHT_DECAY_SELECTED => WeightDecayScope::Selected,
-            MOFO_WEIGHT_DECAY_ALL => WeightDecayScope::All,
-            value => {
-                return Err(unknown(
-                    "weight_decay_scope",
-                    value,
-                    "0 (selected) or 1 (all)",
-                ));
-            }
-        },
+        weight_decay_scope: Number::read("weight_decay_scope", c.weight_decay_scope)?,
         update_fraction: c.update_fraction,
-        filter: match c.filter {
-            MOFO_FILTER_MOMENTUM => Filter::Momentum,
-            MOFO_FILTER_GRADIENT => Filter::Gradient,
-            MOFO_FILTER_UPDATE => Filter::Update,
-            MOFO_FILTER_RANDOM => Filter::Random,
-            value => {
-                return Err(unknown(
-                    "filter",
-                    value,
-                    "0 (momentum), 1 (gradient), 2 (update) or 3 (random)",
-                ));
-            }
-        },
-        state_dtype: match c.state_dtype {
-            MOFO_DTYPE_F32 => StateDtype::F32,
-            MOFO_DTYPE_BF16 => StateDtype::BF16,
-            value => return Err(unknown("state_dtype", value, "0 (F32) or 2 (BF16)")),
-        },
-        master_weights: boolean("master_weights", c.master_weights)?,
-        rounding: match c.rounding {
-            MOFO_ROUNDING_NEAREST => Rounding::Nearest,
-            MOFO_ROUNDING_STOCHASTIC => Rounding::Stochastic,
-            value => return Err(unknown("rounding", value, "0 (nearest) or 1 (stochastic)")),
-        },
-        skip_nonfinite: boolean("skip_nonfinite", c.skip_nonfinite)?,
+        filter: Number::read("filter", c.filter)?,
+        state_dtype: Number::read("state_dtype", c.state_dtype)?,
+        master_weights: Number::read("master_weights", c.master_weights)?,
+        rounding: Number::read("rounding", c.rounding)?,
+        skip_nonfinite: Number::read("skip_nonfinite", c.skip_nonfinite)?,
         seed: c.seed,
         max_grad_norm: c.max_grad_norm,
         num_threads,
-        cpu_tier: match c.cpu_tier {
-            MOFO_CPU_TIER_BEST => None,
-            MOFO_CPU_TIER_PORTABLE => Some(CpuTier::Portable),
-            MOFO_CPU_TIER_AVX2 => Some(CpuTier::Avx2),
-            MOFO_CPU_TIER_AVX512 => Some(CpuTier::Avx512),
-            value => {
-                return Err(unknown(
-                    "cpu_tier",
-                    value,
-                    "0 (best), 1 (portable), 2 (AVX2) or 3 (AVX-512)",
-                ));
-            }
-        },
+        cpu_tier: Number::read("cpu_tier", c.cpu_tier)?,
         parallel_for,
     })
-}
-
-/// The C number of a tier.
-pub(super) fn tier_number(tier: CpuTier) -> i32 {
-    match tier {
-        CpuTier::Portable => MOFO_CPU_TIER_PORTABLE,
-        CpuTier::Avx2 => MOFO_CPU_TIER_AVX2,
-        CpuTier::Avx512 => MOFO_CPU_TIER_AVX512,
-    }
-}
-
-/// The element type of a parameter or gradient.
-pub(super) fn dtype(what: &str, value: i32) -> Result<Dtype> {
-    match value {
-        MOFO_DTYPE_F32 => Ok(Dtype::F32),
-        MOFO_DTYPE_F16 => Ok(Dtype::F16),
-        MOFO_DTYPE_BF16 => Ok(Dtype::BF16),
-        value => Err(unknown(what, value, "0 (F32), 1 (F16) or 2 (BF16)")),
-    }
-}
-
-/// The C number of an element type.
-pub(super) fn dtype_number(dtype: Dtype) -> i32 {
-    match dtype {
-        Dtype::F32 => MOFO_DTYPE_F32,
-        Dtype::F16 => MOFO_DTYPE_F16,
-        Dtype::BF16 => MOFO_DTYPE_BF16,
-    }
-}
-
-/// The C number of the moments' type.
-pub(super) fn state_dtype_number(dtype: StateDtype) -> i32 {
-    match dtype {
-        StateDtype::F32 => MOFO_DTYPE_F32,
-        StateDtype::BF16 => MOFO_DTYPE_BF16,
-    }
-}
-
-fn boolean(what: &str, value: i32) -> Result<bool> {
-    match value {
-        0 => Ok(false),
-        1 => Ok(true),
-        value => Err(unknown(what, value, "0 or 1")),
-    }
-}
-
-fn unknown(what: &str, value: i32, allowed: &str) -> Error {
-    Error::new(
-        ErrorKind::InvalidArgument,
-        format_args!("{what} is {value}; it must be {allowed}"),
-    )
 }

@@ -5,8 +5,11 @@ use std::mem::size_of;
 
 use super::optimizer::{mofo_optimizer, with_optimizer_status};
 use super::options::MOFO_INHERIT;
+use super::panic::guard;
 use super::status::{MOFO_OK, MOFO_SKIPPED};
-use super::structs::{InputStruct, OutputStruct, check_output, check_pointer, initialise, read};
+use super::structs::{
+    InputStruct, OutputStruct, check_output, check_pointer, initialise, read, write,
+};
 use super::tensor::unless_inherited;
 use crate::config::Device;
 use crate::error::{Result, fail};
@@ -119,7 +122,7 @@ const _: () = assert!(size_of::<mofo_step_args>() == 88);
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mofo_step_args_init(args: *mut mofo_step_args, size: u64) -> i32 {
     // SAFETY: the caller's promise is that of `initialise`.
-    super::optimizer::wall(|| unsafe { initialise(args, size) })
+    guard(|| unsafe { initialise(args, size) })
 }
 
 /// Takes one step: reads the gradients, updates moments, masters and parameters of all tensors that have a
@@ -172,7 +175,7 @@ pub unsafe extern "C" fn mofo_step(
             };
             // SAFETY: `report` was checked above and has room for `report_size` bytes (the caller's
             // promise).
-            unsafe { super::structs::write(report, c.report, c.report_size) };
+            unsafe { write(report, c.report, c.report_size) };
         }
         Ok(if report.skipped {
             MOFO_SKIPPED
