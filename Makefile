@@ -93,7 +93,7 @@ NO_CUDA_HEADER := no cuda.h; CUDA_HOME can name the folder of a CUDA toolkit, or
 
 EMULATED := $(wildcard tests/cuda/driver/*.cpp)
 EMULATED_INPUTS := $(EMULATED) $(wildcard tests/cuda/driver/*.h*) tests/c/cuda_driver.h $(wildcard src/cuda/kernels/*)
-# Those of tests/cuda/mod.rs.
+# Those of tests/harness/emulated_cuda.rs.
 EMULATED_FLAGS := -std=c++17 -O2 -g -ffp-contract=off -fPIC -fvisibility=hidden -Wno-unknown-pragmas \
     -fsanitize=alignment -fsanitize-undefined-trap-on-error \
     -DMOFO_KERNELS_SOURCE='"$(CURDIR)/src/cuda/kernels/mofo.cu"' -Itests/cuda/driver -Itests/c
@@ -241,7 +241,7 @@ fmt:
 	$(CARGO) fmt
 
 header:
-	MOFO_WRITE_HEADER=1 $(CARGO) test --test header
+	MOFO_WRITE_HEADER=1 $(CARGO) test --test header_current
 
 .PHONY: api-reference memory-table
 api-reference:

@@ -1,13 +1,13 @@
 //! `docs/api.md` is what is made of `include/mofo.h`: the same declarations and texts, by subject, with links.
 
+mod harness;
 #[path = "api_reference/header.rs"]
 mod header;
-mod toolchain;
 
 use std::collections::BTreeMap;
 
+use harness::toolchain::root;
 use header::{Field, Header, Item, Kind};
-use toolchain::root;
 
 /// What stands under a subject.
 enum Entry {

@@ -13,9 +13,7 @@
 
 #![cfg(unix)]
 
-#[cfg(target_os = "linux")]
-mod cuda;
-mod toolchain;
+mod harness;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -24,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use toolchain::{Language, WARNINGS, compiler, root, say_skipped};
+use harness::toolchain::{self, Language, WARNINGS, compiler, root, say_skipped};
 
 /// One test for each program and library: a failing one is named.
 macro_rules! programs {
@@ -126,7 +124,7 @@ mod on_cuda {
 
     #[cfg(target_os = "linux")]
     fn driver() -> Option<PathBuf> {
-        Some(cuda::emulated_driver())
+        Some(harness::emulated_cuda::emulated_driver())
     }
 
     #[cfg(not(target_os = "linux"))]

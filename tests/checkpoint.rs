@@ -1,17 +1,14 @@
 //! Checkpoints: training that was interrupted goes on with the bits of the rule, the file is what docs/checkpoints.md says,
 //! and nothing that is wrong with one does any harm.
 
-mod common;
-#[cfg(target_os = "linux")]
-mod cuda;
-mod device;
-mod tiers;
-mod toolchain;
+mod harness;
 
 use std::ffi::c_void;
 use std::io::{self, Cursor, Read, Seek, SeekFrom, Write};
 
-use common::{Case, Rng, Tensor};
+use harness::case::Case;
+use harness::data::{Rng, Tensor};
+use harness::places::places;
 use mofo::{
     Buffers, Dtype, ErrorKind, Filter, Optimizer, Options, Rounding, StateDtype, StepArgs,
     TensorBinding, TensorSpec,
@@ -19,7 +16,6 @@ use mofo::{
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
-use tiers::places;
 
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
 

@@ -4,15 +4,14 @@
 
 #![cfg(target_os = "linux")]
 
-mod cuda;
-mod toolchain;
+mod harness;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use cuda::{driver_with, files, sanitizer_flags, sanitizers, sources};
-use toolchain::{Language, WARNINGS, compiler, exists, root, run, say_skipped};
+use harness::emulated_cuda::{driver_with, files, sanitizer_flags, sanitizers, sources};
+use harness::toolchain::{Language, WARNINGS, compiler, exists, root, run, say_skipped};
 
 fn selftest() -> PathBuf {
     sources().join("selftest")

@@ -13,8 +13,8 @@
 
 #![cfg(unix)]
 
+mod harness;
 mod markdown;
-mod toolchain;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -23,8 +23,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use harness::toolchain::{self, Language, WARNINGS, compiler, root, say_skipped};
 use markdown::{Block, documents};
-use toolchain::{Language, WARNINGS, compiler, root, say_skipped};
 
 /// Languages whose blocks are programs, with the extension of their files.
 const PROGRAMS: [(&str, &str); 4] = [("c", "c"), ("cpp", "cpp"), ("rust", "rs"), ("python", "py")];

@@ -5,13 +5,13 @@
 
 #![cfg(unix)]
 
-mod toolchain;
+mod harness;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-use toolchain::{Language, WARNINGS, compiler, root};
+use harness::toolchain::{self, Language, WARNINGS, compiler, root};
 
 fn directory() -> PathBuf {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("engine");

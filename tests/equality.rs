@@ -2,18 +2,15 @@
 //! the engine's own threads, tensors cut differently, subsets in any order, any floating-point mode. All of it in every
 //! CPU tier.
 
-mod common;
-#[cfg(target_os = "linux")]
-mod cuda;
-mod device;
-mod tiers;
-mod toolchain;
+mod harness;
 
 use std::rc::Rc;
 
-use common::{Case, Grad, Param, Rng, Tensor, awkward_values, backwards, scattered};
+use harness::case::Case;
+use harness::data::{Grad, Param, Rng, Tensor, awkward_values};
+use harness::parallel_for::{backwards, scattered};
+use harness::places::places;
 use mofo::{Dtype, Filter, Options, ParallelFor, Rounding, StateDtype, StepArgs, WeightDecayScope};
-use tiers::places;
 
 /// Lengths around the lanes of every tier, the tiles of the loops, the chunk of the norm, and the size
 /// above which the threads share a block.

@@ -1,16 +1,13 @@
 //! The golden vectors of `tests/golden`, made with the MoFO authors' code and PyTorch's AdamW, through the C API:
 //! nearly the same values, and exactly the same entries move in every step.
 
-#[cfg(target_os = "linux")]
-mod cuda;
-mod device;
-mod support;
-mod toolchain;
+mod harness;
 
+use harness::c_api::{self, CallerState, Elements, Optimizer};
+use harness::device;
+use harness::vectors::File;
 use mofo::ffi::*;
 use serde_json::Value;
-use support::vectors::File;
-use support::{CallerState, Elements, Optimizer};
 
 #[test]
 fn adamw_is_that_of_pytorch() {
@@ -80,7 +77,7 @@ fn run_on(device: i32, name: &str) {
         .find(|file| file.name == name)
         .unwrap();
     let case = &file.case;
-    let mut options = support::options();
+    let mut options = c_api::options();
     options.device = device;
     options.beta1 = number(&case["beta1"]);
     options.beta2 = number(&case["beta2"]);
@@ -94,7 +91,7 @@ fn run_on(device: i32, name: &str) {
     let weight_decays: Vec<f64> = numbers(&case["weight_decay"]);
     assert!(!names.is_empty());
     for (i, name) in names.iter().enumerate() {
-        let mut settings = support::tensor();
+        let mut settings = c_api::tensor();
         settings.update_fraction = fractions[i];
         settings.weight_decay = weight_decays[i];
         let param = file.tensor(&format!("param.{i}.0"));
@@ -116,7 +113,7 @@ fn run_on(device: i32, name: &str) {
         let grads: Vec<Option<Elements>> = (0..names.len())
             .map(|i| Some(file.tensor(&format!("grad.{t}.{i}"))))
             .collect();
-        let mut args = support::step_args();
+        let mut args = c_api::step_args();
         args.learning_rate = learning_rate;
         let step = optimizer.step(&grads, &args, None);
         assert!(

@@ -1,14 +1,14 @@
 //! Every relative link of every Markdown file points at a file that is there, and at a heading of it; and the book
 //! has every page.
 
+mod harness;
 mod markdown;
-mod toolchain;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use harness::toolchain::root;
 use markdown::{Document, documents, normal};
-use toolchain::root;
 
 /// What is wrong with a link of `document`, if anything is.
 fn defect(

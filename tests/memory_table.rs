@@ -2,12 +2,12 @@
 
 #![cfg(all(unix, feature = "cuda"))]
 
-mod toolchain;
+mod harness;
 
 use std::path::Path;
 use std::process::Command;
 
-use toolchain::{Language, WARNINGS, compiler, root};
+use harness::toolchain::{self, Language, WARNINGS, compiler, root};
 
 const BEGIN: &str =
     "<!-- Printed by examples/c/memory.c: `make memory-table` writes it here. -->\n\n";

@@ -1,19 +1,15 @@
 //! What the Rust API does beyond the arithmetic of a step.
 
-#[cfg(target_os = "linux")]
-mod cuda;
-mod device;
-mod tiers;
-mod toolchain;
+mod harness;
 
 use std::ffi::c_void;
 
 use half::{bf16, f16};
+use harness::places::tiers;
 use mofo::{
     Buffers, CpuTier, Dtype, ErrorKind, Optimizer, Options, ParamMut, StepArgs, TensorBinding,
     TensorSpec,
 };
-use tiers::tiers;
 
 fn options() -> Options {
     Options {

@@ -4,24 +4,21 @@
 //!
 //! Needs the feature `forced-paths`, because few gradients take most of these ways.
 
-mod common;
-#[cfg(target_os = "linux")]
-mod cuda;
-mod device;
-mod tiers;
-mod toolchain;
+mod harness;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use common::{Case, Grad, Param, Rng, Tensor, backwards, scattered};
-use device::RandomOrder;
 use half::{bf16, f16};
+use harness::case::Case;
+use harness::data::{Grad, Param, Rng, Tensor};
+use harness::device::RandomOrder;
+use harness::parallel_for::{backwards, scattered};
+use harness::places::{Place, places, tiers};
+use harness::toolchain::say_skipped;
 use mofo::forced::{Forced, ForcedBracket, force};
 use mofo::{
     Dtype, Filter, Options, ParallelFor, Rounding, StateDtype, StepReport, WeightDecayScope,
 };
-use tiers::{Place, places, tiers};
-use toolchain::say_skipped;
 
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
 /// The type of a parameter, and whether it has a master copy.

@@ -1,20 +1,16 @@
 //! Every vector of `tests/reference` through the C API, bit for bit, in every CPU tier.
 
-#[cfg(target_os = "linux")]
-mod cuda;
-mod device;
-mod support;
-mod tiers;
-mod toolchain;
+mod harness;
 
 use std::collections::BTreeSet;
 
+use harness::c_api::{self, CallerState, Elements, Optimizer};
+use harness::device;
+use harness::places::tiers;
+use harness::vectors::{Computed, File, double, dtype, table};
 use mofo::CpuTier;
 use mofo::ffi::*;
 use serde_json::Value;
-use support::vectors::{Computed, File, double, dtype, table};
-use support::{CallerState, Elements, Optimizer};
-use tiers::tiers;
 
 #[test]
 fn one_thread_gives_the_bits_of_the_reference_in_every_tier() {
@@ -95,18 +91,18 @@ fn gradient_norms_are_those_of_the_reference() {
         let numel: usize = row[1].parse().unwrap();
         let grad_dtype = dtype(&row[2]);
         let (seed, exponent): (u32, u32) = (row[3].parse().unwrap(), row[4].parse().unwrap());
-        let mut args = support::step_args();
+        let mut args = c_api::step_args();
         args.grad_scale = row[5].parse().unwrap();
         let expected = u64::from_str_radix(&row[6], 16).unwrap();
         let cuda = device::is_here().then_some((MOFO_DEVICE_CUDA, 0));
         let cpu = [1, 3].map(|num_threads| (MOFO_DEVICE_CPU, num_threads));
         for (device, num_threads) in cpu.into_iter().chain(cuda) {
-            let mut options = support::options();
+            let mut options = c_api::options();
             options.device = device;
             options.num_threads = num_threads;
             options.state_dtype = MOFO_DTYPE_BF16;
             let mut optimizer = Optimizer::create(&options).unwrap();
-            let mut settings = support::tensor();
+            let mut settings = c_api::tensor();
             (settings.param_dtype, settings.grad_dtype) = (MOFO_DTYPE_BF16, grad_dtype);
             let mut grads = Vec::new();
             for i in 0..count {
@@ -257,7 +253,7 @@ fn run(file: &File, mut optimizer: Optimizer, state_dtype: i32) -> Result<(), St
 
 fn add(file: &File, optimizer: &mut Optimizer, spec: &Value, state_dtype: i32) {
     let numel = numel(spec);
-    let mut settings = support::tensor();
+    let mut settings = c_api::tensor();
     settings.num_blocks = spec["num_blocks"].as_u64().unwrap();
     settings.param_dtype = dtype(text(&spec["param_dtype"]));
     settings.grad_dtype = dtype(text(&spec["grad_dtype"]));
@@ -286,7 +282,7 @@ fn add(file: &File, optimizer: &mut Optimizer, spec: &Value, state_dtype: i32) {
 }
 
 fn options(case: &Value) -> mofo_options {
-    let mut options = support::options();
+    let mut options = c_api::options();
     for (option, value) in [
         (&mut options.learning_rate, "learning_rate"),
         (&mut options.beta1, "beta1"),
@@ -323,7 +319,7 @@ fn options(case: &Value) -> mofo_options {
 }
 
 fn step_args(case: &Value) -> mofo_step_args {
-    let mut args = support::step_args();
+    let mut args = c_api::step_args();
     for (arg, value) in [
         (&mut args.learning_rate, "learning_rate"),
         (&mut args.update_fraction, "update_fraction"),

@@ -1,11 +1,11 @@
 //! The shared library exports the functions that `include/mofo.h` declares, and nothing else.
 
-mod toolchain;
+mod harness;
 
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use toolchain::{exists, root, run, say_skipped, shared_library};
+use harness::toolchain::{exists, root, run, say_skipped, shared_library};
 
 /// Every name that is declared as a function: `mofo_…(`, not in a comment, not in a pointer's type.
 fn declared() -> BTreeSet<String> {

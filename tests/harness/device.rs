@@ -1,14 +1,11 @@
 //! The CUDA device of the tests, a real one or the emulated one, and buffers in its memory.
 
-// Each test program uses a part of it.
-#![allow(dead_code)]
-
 use std::sync::OnceLock;
 
 use cudarc::driver::sys;
 use mofo::ffi::mofo_cuda_available;
 
-use crate::toolchain::say_skipped;
+use super::toolchain::say_skipped;
 
 /// True if there is a device: a real one, or else, where the driver can be emulated, that. `MOFO_REQUIRE_CUDA=1` makes
 /// the lack of a real one a failure.
@@ -27,7 +24,7 @@ pub fn is_here() -> bool {
 
 #[cfg(target_os = "linux")]
 fn emulate() -> bool {
-    crate::cuda::load_emulated_driver();
+    super::emulated_cuda::load_emulated_driver();
     assert_eq!(mofo_cuda_available(), 1, "the emulated driver is not found");
     true
 }

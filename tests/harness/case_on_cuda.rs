@@ -6,8 +6,8 @@ use std::mem::size_of;
 use mofo::ffi::mofo_step_report;
 use mofo::{DeviceArgs, Optimizer, StepArgs, StepReport};
 
-use super::Tensor;
-use crate::device::DeviceBuffer;
+use super::data::Tensor;
+use super::device::DeviceBuffer;
 
 /// The device's copies of the tensors of a case.
 pub struct OnDevice {

@@ -1,8 +1,5 @@
 //! Where a test runs: in each CPU tier, and on CUDA.
 
-// Each test program uses a part of it.
-#![allow(dead_code)]
-
 use std::io::Write;
 use std::sync::OnceLock;
 
@@ -30,7 +27,7 @@ pub fn places() -> &'static [Place] {
     static PLACES: OnceLock<Vec<Place>> = OnceLock::new();
     PLACES.get_or_init(|| {
         let mut places: Vec<Place> = tiers().iter().map(|&tier| Place::Tier(tier)).collect();
-        if crate::device::is_here() {
+        if super::device::is_here() {
             places.push(Place::Cuda);
         }
         places

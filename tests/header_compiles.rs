@@ -1,11 +1,11 @@
 //! The headers compile alone, and included twice, in every language version that they promise, without a warning.
 
-mod toolchain;
+mod harness;
 
 use std::path::Path;
 use std::process::Command;
 
-use toolchain::{Language, WARNINGS, compiler, exists, root, run, say_skipped};
+use harness::toolchain::{Language, WARNINGS, compiler, exists, root, run, say_skipped};
 
 /// Each compiler by the way it is found: the one of the build, and those of this name if they are there.
 fn compilers(language: Language) -> Vec<Command> {
@@ -18,7 +18,7 @@ fn compilers(language: Language) -> Vec<Command> {
         if exists(name) {
             found.push(Command::new(name));
         } else {
-            say_skipped(&format!("headers: there is no {name}"));
+            say_skipped(&format!("header_compiles: there is no {name}"));
         }
     }
     found
@@ -26,7 +26,7 @@ fn compilers(language: Language) -> Vec<Command> {
 
 /// Compiles a translation unit that includes the header this many times.
 fn check(header: &str, language: Language, flags: &[&str], times: usize) {
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("headers");
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("header_compiles");
     std::fs::create_dir_all(&directory).unwrap();
     let extension = match language {
         Language::C => "c",
@@ -102,7 +102,7 @@ fn mofo_hpp_is_cpp() {
 /// The matrix can fail: the C++ wrapper is no C++11.
 #[test]
 fn a_language_that_is_too_old_is_noticed() {
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("headers");
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("header_compiles");
     std::fs::create_dir_all(&directory).unwrap();
     let source = directory.join("too-old.cpp");
     std::fs::write(&source, "#include \"mofo.hpp\"\n").unwrap();

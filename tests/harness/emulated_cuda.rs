@@ -7,9 +7,6 @@
 //!
 //! What the emulation does and what it leaves out: `tests/cuda/driver/README.md`.
 
-// Each test program uses a part of it.
-#![allow(dead_code)]
-
 use std::ffi::{CString, OsString};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::ffi::OsStrExt;
@@ -17,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, OnceLock};
 
-use crate::toolchain::{Language, WARNINGS, compiler, root, run};
+use super::toolchain::{Language, WARNINGS, compiler, root, run};
 
 /// The library that C programs link with, and that they find through `LD_LIBRARY_PATH`.
 const LIBRARY: &str = "libcuda.so.1";

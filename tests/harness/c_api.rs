@@ -1,16 +1,11 @@
 //! A wrapper over the C API for tests: it owns the buffers, and failures carry the library's own text.
 
-// Each test program uses its own part of this module.
-#![allow(dead_code)]
-
-pub mod vectors;
-
 use std::ffi::{CStr, CString, c_void};
 use std::mem::size_of;
 
 use mofo::ffi::*;
 
-use crate::device::DeviceBuffer;
+use super::device::DeviceBuffer;
 
 /// The elements of a buffer; those of 16 bits as their bit patterns.
 #[derive(Clone, Debug)]

@@ -6,8 +6,8 @@ use mofo::ffi::{MOFO_DTYPE_BF16, MOFO_DTYPE_F16, MOFO_DTYPE_F32};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-use super::Elements;
-use crate::toolchain::root;
+use super::c_api::Elements;
+use super::toolchain::root;
 
 /// A file's bytes and its case.
 pub struct File {

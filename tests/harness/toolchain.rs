@@ -1,9 +1,6 @@
 //! What the tests of the C and C++ border share: the machine's compilers, and the libraries that `cargo test`
 //! has just built.
 
-// Each test program uses a part of it.
-#![allow(dead_code)]
-
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
