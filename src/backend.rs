@@ -172,14 +172,14 @@ impl Backend {
     ///
     /// # Safety
     ///
-    /// Until the step has ended, on CUDA on the device, the buffers of every participant, and the state of all tensors:
+    /// Until the step has ended, on CUDA on the device, the buffers of the participants:
     ///
     /// - are alive, in the device's memory, aligned for their elements, and hold `numel` elements of their types, the
-    ///   thresholds one for each block; only the master copy may be null. Where the moments have seen a step, they hold
+    ///   thresholds one for each block. Only the master copy may be null. Where the moments have seen a step, they hold
     ///   values, and so does a master copy that has started.
     /// - are used by nobody else, and none that is written (all but the gradients) overlaps another one.
     ///
-    /// On CUDA the buffers are those that the device was told of in [`Backend::add`] and [`Backend::bind`].
+    /// On CUDA they are those that the device was told of in [`Backend::add`] and [`Backend::bind`].
     pub(crate) unsafe fn step(&mut self, request: &StepRequest<'_>) -> Result<Outcome> {
         // SAFETY: the caller's promise is the device's contract.
         ask!(self, device => unsafe { device.step(request) })

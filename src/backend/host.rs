@@ -11,7 +11,7 @@ use crate::memory::{self, PARTS, Placement, try_reserve, try_reserve_one, try_wi
 use crate::rule::norm;
 use crate::rule::scalars::Scalars;
 
-/// The CPU. Every function is [`Backend`](super::Backend)'s of the same name.
+/// The CPU. What the backend calls is [`Backend`](super::Backend)'s of the same name.
 #[derive(Debug)]
 pub(crate) struct Host {
     cpu: Cpu,

@@ -69,7 +69,7 @@ pub(crate) struct Cuda {
     last: Event,
 }
 
-/// Every function is [`Backend`](crate::backend::Backend)'s of the same name.
+/// What the backend calls is [`Backend`](crate::backend::Backend)'s of the same name.
 impl Cuda {
     pub(crate) fn new(index: usize) -> Result<Self> {
         let context = Context::of_device(index)?;

@@ -60,7 +60,7 @@ pub(super) struct Units {
     pub chunks: u64,
 }
 
-/// How a tensor's work space is cut.
+/// How a tensor's work space is laid out.
 #[derive(Clone, Copy, Debug)]
 struct Space {
     blocks: u64,
@@ -77,12 +77,12 @@ struct Space {
 impl Space {
     /// The space of a tensor, where the work space of all others leaves so much of `FREE_SPACE`.
     fn choose(description: &Description, free: u64) -> Self {
-        let small = Self::cut(description, false);
+        let small = Self::lay_out(description, false);
         if description.always_everything {
             return small;
         }
         let numel = description.record.block_numel;
-        let large = Self::cut(description, true);
+        let large = Self::lay_out(description, true);
         let is_large = match forced::current().small_block {
             Some(most) => numel > most,
             None if is_many(description) => true,
@@ -91,7 +91,7 @@ impl Space {
         if is_large { large } else { small }
     }
 
-    fn cut(description: &Description, is_large: bool) -> Self {
+    fn lay_out(description: &Description, is_large: bool) -> Self {
         let Record {
             numel, block_numel, ..
         } = description.record;

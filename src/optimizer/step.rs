@@ -78,7 +78,7 @@ impl Optimizer {
         self.list_bound(args, Purpose::Norm)?;
         let _environment = DefaultEnvironment::enter();
         args.validate()?;
-        // SAFETY: the caller's promise; null and alignment were checked when the buffers were bound.
+        // SAFETY: the caller's promise; null gradients are not listed, and alignment was checked when they were bound.
         self.ask(args, |backend, request| unsafe {
             backend.grad_norm(request)
         })
