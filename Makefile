@@ -18,7 +18,7 @@
 #   make kernels    compiles the CUDA kernels into src/cuda/kernels/compiled; needs Python and PyPI, but neither CUDA nor a GPU
 #   make kernels-check  whether the compiled kernels are what the compiler makes of the sources
 #   make size       how large the shared library without CUDA is, stripped; fails above SIZE_LIMIT bytes (Linux)
-#   make bench      times the steps of many tensors; takes some minutes (BENCH_ARGS="--help" shows its options, --full measures more)
+#   make bench      times steps against AdamW's; needs Python 3.9 and PyPI, takes some minutes (BENCH_ARGS="--help" shows its options)
 #   make bench-failing  steps whose estimated threshold is wrong (BENCH_ARGS="ENTRIES ROUNDS")
 #   make bench-torch  a step against PyTorch's; needs Python with PyTorch (BENCH_ARGS="--help" shows its options)
 #   make bench-cuda  a step on an NVIDIA GPU against PyTorch's (BENCH_ARGS="--help" shows its options)
@@ -70,8 +70,7 @@ FINETUNE_CUDA := examples/c/finetune_cuda.c $(FINETUNE_PARTS)
 FINETUNE_HEADERS := $(wildcard examples/c/finetune/*.h)
 ENGINE := $(wildcard examples/engine/*.cpp)
 ENGINE_HEADERS := $(wildcard examples/engine/*.hpp)
-BENCH := benches/bench.cpp $(wildcard benches/bench/*.cpp)
-BENCH_HEADERS := benches/adamw.h $(wildcard benches/bench/*.hpp)
+BENCH := NATIVE="$(NATIVE)" CC="$(CC)" build/bench-venv/bin/python benches/run.py
 
 # The version stands in Cargo.toml alone.
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
@@ -161,15 +160,6 @@ build/engine: $(ENGINE) $(ENGINE_HEADERS) $(HEADERS) $(LIBRARY) | build
 build/engine-sanitize: $(ENGINE) $(ENGINE_HEADERS) $(HEADERS) $(LIBRARY) | build
 	$(CXX) $(CPP17) $(ENGINE_FLAGS) $(CPPFLAGS) -O1 -g $(SANITIZERS) $(LDFLAGS) $(ENGINE) $(LIBRARY) $(LDLIBS) -o $@
 
-build/adamw-as-is.o: benches/adamw.c benches/adamw.h | build
-	$(CC) $(CPPFLAGS) -O3 $(NATIVE) -DADAMW_STEP=adamw_step_as_is -c $< -o $@
-
-build/adamw-no-math-errno.o: benches/adamw.c benches/adamw.h | build
-	$(CC) $(CPPFLAGS) -O3 $(NATIVE) -fno-math-errno -DADAMW_STEP=adamw_step_no_math_errno -c $< -o $@
-
-build/bench: $(BENCH) $(BENCH_HEADERS) build/adamw-as-is.o build/adamw-no-math-errno.o $(HEADERS) $(LIBRARY) | build
-	$(CXX) $(CPP17) $(CPPFLAGS) $(CXXFLAGS) $(LDFLAGS) $(BENCH) $(filter %.o,$^) $(LIBRARY) $(LDLIBS) -o $@
-
 demo: build/finetune
 	build/finetune $(DEMO_ARGS)
 
@@ -231,7 +221,6 @@ lint: $(if $(CUDA_HEADER),lint-cuda)
 	$(CXX) $(CPP17) $(CPPFLAGS) $(WARNINGS) -fsyntax-only examples/cpp/minimal.cpp
 	for file in $(ENGINE); do $(CXX) $(CPP17) $(CPPFLAGS) $(WARNINGS) -fsyntax-only $$file || exit 1; done
 	$(CC) $(C99) $(CPPFLAGS) $(WARNINGS) -fsyntax-only benches/adamw.c
-	for file in $(BENCH); do $(CXX) $(CPP17) $(CPPFLAGS) $(WARNINGS) -fsyntax-only $$file || exit 1; done
 
 lint-cuda:
 	$(CC) $(C11) $(CPPFLAGS) -isystem $(dir $(CUDA_HEADER)) $(WARNINGS) -fsyntax-only examples/c/finetune_cuda.c
@@ -263,8 +252,13 @@ size: | build
 	    echo "the stripped shared library without CUDA: $$size bytes, at most $(SIZE_LIMIT)" && \
 	    test "$$size" -le "$(SIZE_LIMIT)"
 
-bench: build/bench
-	build/bench $(BENCH_ARGS)
+build/bench-venv/installed: benches/requirements.txt | build
+	$(PYTHON) -m venv --clear build/bench-venv
+	build/bench-venv/bin/pip install -q -r benches/requirements.txt
+	touch $@
+
+bench: library build/bench-venv/installed
+	$(BENCH) steps --library $(SHARED_LIBRARY) $(BENCH_ARGS)
 
 bench-failing:
 	$(CARGO) bench --features forced-paths --bench failing -- $(BENCH_ARGS)
