@@ -8,7 +8,7 @@
 #   make test       all tests, the examples included
 #   make test-python  the tests of the Python package that need no more than Python 3.9 (part of make test)
 #   make test-torch   all tests of the Python package, in a virtual environment in build/; needs PyPI, for PyTorch and more
-#   make lint-python  formatting, lints and types of the Python package, in the same environment
+#   make lint-python  formatting, lints and types of the Python package and the benchmarks, in the same environment
 #   make wheel      build/wheel/mofo-*.whl, the Python package with the library in it; needs PyPI, for hatchling
 #   make lint       formatting, clippy, rustdoc and compiler warnings, all of them errors
 #   make fmt        formats the Rust code
@@ -19,9 +19,11 @@
 #   make kernels-check  whether the compiled kernels are what the compiler makes of the sources
 #   make size       how large the shared library without CUDA is, stripped; fails above SIZE_LIMIT bytes (Linux)
 #   make bench      times steps against AdamW's; needs Python 3.9 and PyPI, takes some minutes (BENCH_ARGS="--help" shows its options)
-#   make bench-failing  steps whose estimated threshold is wrong (BENCH_ARGS="ENTRIES ROUNDS")
-#   make bench-torch  a step against PyTorch's; needs Python with PyTorch (BENCH_ARGS="--help" shows its options)
-#   make bench-cuda  a step on an NVIDIA GPU against PyTorch's (BENCH_ARGS="--help" shows its options)
+#   make bench-failing  steps whose estimated threshold is forced to be wrong
+#   make bench-estimates  counts estimated thresholds that are wrong (BENCH_ARGS="--help" shows its options)
+#   make bench-torch  a step against PyTorch's; needs PyPI, for PyTorch (BENCH_ARGS="--help" shows its options)
+#   make bench-plots  draws what bench-torch wrote (BENCH_ARGS="FILE...")
+#   make bench-cuda  a step on an NVIDIA GPU against PyTorch's; needs Python with NumPy, SciPy, tabulate and PyTorch (BENCH_ARGS="--help")
 #   make emulated-cuda  the CUDA driver that the tests emulate: LD_LIBRARY_PATH=build/emulated-cuda runs programs on it
 #   make cuda-headers  fetches cuda.h from PyPI into build/, for machines without a CUDA toolkit
 #   make gpu-bundle  build/gpu-bundle/: tests and benchmark for a machine with an NVIDIA GPU, without Rust or network
@@ -105,7 +107,8 @@ ENGINE_FLAGS := -ffp-contract=off
 WARNINGS := -Wall -Wextra -Werror -pedantic
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
-.PHONY: all library demo demo-cuda engine examples test lint fmt header kernels kernels-check bench bench-failing bench-torch bench-cuda
+.PHONY: all library demo demo-cuda engine examples test lint fmt header kernels kernels-check bench bench-failing bench-estimates bench-torch
+.PHONY: bench-plots bench-cuda
 .PHONY: test-python test-torch lint-python python-venv wheel
 .PHONY: size lint-cuda cuda-headers emulated-cuda finetune-cuda gpu-bundle sanitize valgrind clean FORCE
 .PHONY: package install uninstall vendor test-packaging
@@ -204,6 +207,8 @@ test-torch: library python-venv
 lint-python: python-venv
 	cd bindings/python && $(CURDIR)/build/python-venv/bin/ruff check && $(CURDIR)/build/python-venv/bin/ruff format --check
 	cd bindings/python && $(CURDIR)/build/python-venv/bin/mypy
+	cd benches && $(CURDIR)/build/python-venv/bin/ruff check && $(CURDIR)/build/python-venv/bin/ruff format --check
+	cd benches && $(CURDIR)/build/python-venv/bin/mypy
 
 wheel: library python-venv
 	MOFO_LIBRARY=$(abspath $(SHARED_LIBRARY)) build/python-venv/bin/pip wheel -q --no-deps -w build/wheel bindings/python
@@ -212,7 +217,7 @@ lint: $(if $(CUDA_HEADER),lint-cuda)
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
 	$(CARGO) clippy --no-default-features --lib -- -D warnings
-	$(CARGO) clippy --features forced-paths --test paths --bench failing -- -D warnings
+	$(CARGO) clippy --features forced-paths --test paths -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
 	for file in $(FINETUNE); do $(CC) $(C11) $(CPPFLAGS) $(WARNINGS) -fsyntax-only $$file || exit 1; done
 	@test -n "$(CUDA_HEADER)" || echo 'skipped: finetune_cuda.c: $(NO_CUDA_HEADER)'
@@ -260,14 +265,25 @@ build/bench-venv/installed: benches/requirements.txt | build
 bench: library build/bench-venv/installed
 	$(BENCH) steps --library $(SHARED_LIBRARY) $(BENCH_ARGS)
 
-bench-failing:
-	$(CARGO) bench --features forced-paths --bench failing -- $(BENCH_ARGS)
+bench-estimates: library build/bench-venv/installed
+	$(BENCH) estimates --library $(SHARED_LIBRARY) $(BENCH_ARGS)
 
-bench-torch: library
-	$(PYTHON) benches/compare_torch.py --library $(TARGET_DIR)/release/libmofo.so $(BENCH_ARGS)
+bench-failing: build/bench-venv/installed
+	$(CARGO) build --release --features forced-paths --target-dir build/forced-paths
+	$(BENCH) steps --cases failing --library build/forced-paths/release/$(notdir $(SHARED_LIBRARY)) $(BENCH_ARGS)
+
+# The environment of the Python package's tests has PyTorch already.
+bench-torch: library python-venv
+	cmp -s benches/requirements.txt build/python-venv/benches.txt || { \
+	    build/python-venv/bin/pip install -q -r benches/requirements.txt && cp benches/requirements.txt build/python-venv/benches.txt; }
+	build/python-venv/bin/python benches/run.py torch --library $(SHARED_LIBRARY) $(BENCH_ARGS)
+
+# For plots of what --json wrote: BENCH_ARGS="sizes.json fractions.json"
+bench-plots: build/bench-venv/installed
+	$(BENCH) plots $(BENCH_ARGS)
 
 bench-cuda: library
-	$(PYTHON) benches/compare_torch_cuda.py --library $(TARGET_DIR)/release/libmofo.so $(BENCH_ARGS)
+	$(PYTHON) benches/run.py cuda --library $(SHARED_LIBRARY) $(BENCH_ARGS)
 
 gpu-bundle: build/finetune build/finetune-cuda build/emulated-cuda/libcuda.so
 	CC="$(CC)" CXX="$(CXX)" CARGO="$(CARGO)" TARGET_DIR="$(TARGET_DIR)" FINETUNE="build/finetune build/finetune-cuda" \

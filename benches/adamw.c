@@ -14,9 +14,6 @@ typedef struct adamw_settings {
     double weight_decay;
 } adamw_settings;
 
-void adamw_step(const adamw_settings *settings, int step, float *restrict param, const float *restrict grad,
-                float *restrict exp_avg, float *restrict exp_avg_sq, size_t n);
-
 /* One step of n entries; `step` counts from 1. */
 void adamw_step(const adamw_settings *settings, int step, float *restrict param, const float *restrict grad,
                 float *restrict exp_avg, float *restrict exp_avg_sq, size_t n) {

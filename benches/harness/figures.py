@@ -45,11 +45,10 @@ def record(contender: Contender) -> Record:
     found: Record = {"name": contender.name, "entries": contender.entries, **contender.about}
     found["median_ms"] = median * 1e3
     found["ns_per_entry"] = median * 1e9 / contender.entries
-    if contender.bytes_per_entry is not None:
-        speeds = contender.bytes_per_entry * contender.entries / np.array(contender.times) / 1e9
-        found["bytes_per_entry"] = contender.bytes_per_entry
-        found["gb_per_s"] = float(np.median(speeds))
-        found["gb_per_s_range"] = [float(speeds.min()), float(speeds.max())]
+    found["bytes_per_entry"] = contender.bytes_per_entry
+    speeds = contender.bytes_per_entry * contender.entries / np.array(contender.times) / 1e9
+    found["gb_per_s"] = float(np.median(speeds))
+    found["gb_per_s_range"] = [float(speeds.min()), float(speeds.max())]
     found["ratios"] = {column: ratio(contender, other) for column, other in contender.references.items()}
     found["seconds"] = contender.times
     return found

@@ -29,7 +29,7 @@ class Format:
 
     @property
     def bytes_per_entry(self) -> int:
-        """What AdamW must move: gradient read, moments and parameter read and written; a master in the latter's place."""
+        """What AdamW moves: gradient, moments and parameter (or master) in, all but the gradient out."""
         param, grad, state = (np.dtype(ARRAYS[dtype]).itemsize for dtype in (self.param, self.grad, self.state))
         return grad + 4 * state + (8 + param if self.masters else 2 * param)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .formats import ARRAYS, encode
-from .memory import Array, Role, addresses, allocate
+from .memory import Allocator, Array, Role, addresses
 from .shapes import TensorSpec
 
 CHUNK = 1 << 18
@@ -40,10 +40,10 @@ class Noise:
         return np.repeat(scale, columns)[first % columns :][:count]
 
 
-def weights(tensors: Sequence[TensorSpec], dtype: str, pages: str, size: float = 0.02) -> list[Array]:
+def weights(tensors: Sequence[TensorSpec], dtype: str, allocate: Allocator, size: float = 0.02) -> list[Array]:
     """Normal weights of that standard deviation, as a transformer has them; the same at every call."""
     noise = Noise(1)
-    arrays = allocate(Role.PARAM, [tensor.numel for tensor in tensors], ARRAYS[dtype], pages)
+    arrays = allocate(Role.PARAM, [tensor.numel for tensor in tensors], ARRAYS[dtype])
     for array in arrays:
         for start in range(0, array.size, CHUNK):
             part = array[start : start + CHUNK]
@@ -52,15 +52,21 @@ def weights(tensors: Sequence[TensorSpec], dtype: str, pages: str, size: float =
 
 
 class Gradients:
-    """Gradients of consecutive steps, shared by all contenders: `steps` has of each step the address of each tensor's."""
+    """Gradients of consecutive steps, shared by all contenders: `steps` has the addresses of each step's."""
 
     def __init__(
-        self, tensors: Sequence[TensorSpec], dtype: str, count: int, pages: str, rows: float = 1.0, seed: int = 2
+        self,
+        tensors: Sequence[TensorSpec],
+        dtype: str,
+        count: int,
+        allocate: Allocator,
+        rows: float = 1.0,
+        seed: int = 2,
     ) -> None:
         """`rows`: the share of rows that have a gradient in a step; it is 0 in the others."""
         self.dtype = dtype
         numels = [tensor.numel for tensor in tensors]
-        self.arrays = [allocate(Role.GRAD, numels, ARRAYS[dtype], pages) for _ in range(count)]
+        self.arrays = [allocate(Role.GRAD, numels, ARRAYS[dtype]) for _ in range(count)]
         self.steps = [addresses(arrays) for arrays in self.arrays]
         noise = Noise(seed)
         for tensor, *of_steps in zip(tensors, *self.arrays):

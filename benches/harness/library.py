@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "bindings" / "python" / "src"))
 from mofo import _declarations as api  # noqa: E402
 from mofo._library import FILE_NAME, Library  # noqa: E402
 
-__all__ = ["ROOT", "TIERS", "Library", "Optimizer", "address", "api", "default_library"]
+__all__ = ["ROOT", "TIERS", "Library", "Optimizer", "api", "default_library"]
 
 TIERS = {
     "best": api.MOFO_CPU_TIER_BEST,
@@ -74,12 +74,6 @@ class Optimizer:
         if status != 0:
             self.library.check(status)
 
-    def state(self, index: int) -> api.CTensorInfo:
-        """Where a tensor's moments are, and more."""
-        info = api.CTensorInfo()
-        self.library.check(self.c.mofo_tensor_state(self.handle, index, byref(info), ctypes.sizeof(info)))
-        return info
-
     def memory(self) -> api.CMemoryInfo:
         """Bytes of state and work space."""
         info = api.CMemoryInfo()
@@ -95,8 +89,3 @@ class Optimizer:
         """Destroys it; what the library allocated for it is gone then."""
         self.c.mofo_destroy(self.handle)
         self.handle = api.OptimizerPointer()
-
-
-def address(pointer: Any) -> int:
-    """The address in a pointer of a C struct, whichever type ctypes gives it."""
-    return int(ctypes.cast(pointer, ctypes.c_void_p).value or 0)

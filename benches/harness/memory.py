@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,17 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def allocate(role: Role, numels: Sequence[int], dtype: DTypeLike, pages: str) -> list[Array]:
-    """Zeros: one array of each number of entries, all in one mapping, which lives as long as any of them.
+Allocator = Callable[[Role, Sequence[int], DTypeLike], list[Array]]
+"""Makes arrays of so many entries each, all of them zero."""
 
-    Arrays of at least a period start where their role says, smaller ones at the next cache line.
-    """
+
+def mapped(pages: str) -> Allocator:
+    """Arrays of a role in one mapping, which lives as long as any of them, on huge or on normal pages."""
+    return lambda role, numels, dtype: allocate(role, numels, dtype, pages)
+
+
+def allocate(role: Role, numels: Sequence[int], dtype: DTypeLike, pages: str) -> list[Array]:
+    """Arrays of at least a period start where their role says, smaller ones at the next cache line."""
     itemsize = np.dtype(dtype).itemsize
     starts, end = [], role.value
     for numel in numels:
@@ -66,9 +72,7 @@ def allocate(role: Role, numels: Sequence[int], dtype: DTypeLike, pages: str) ->
     base = -ctypes.addressof(ctypes.c_char.from_buffer(mapping)) % HUGE_PAGE
     memory = np.frombuffer(mapping, np.uint8)[base : base + end]
     memory.fill(0)  # The first touch.
-    return [
-        memory[start : start + numel * itemsize].view(dtype) for start, numel in zip(starts, numels)
-    ]
+    return [memory[start : start + numel * itemsize].view(dtype) for start, numel in zip(starts, numels)]
 
 
 def addresses(arrays: Sequence[Array]) -> list[int]:

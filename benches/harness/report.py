@@ -17,6 +17,9 @@ from .contender import Contender
 from .figures import Estimate, Record, record
 from .library import Library
 
+Shown = dict[str, Callable[[Record], str]]
+"""Of a table, each column's name and text."""
+
 
 def processor() -> str:
     """The processor's name, family and model: the name alone tells Zen 4 and Zen 5 of some clouds not apart."""
@@ -47,7 +50,12 @@ class Report:
 
     def __init__(self, path: Path | None, **environment: Any) -> None:
         self.path = path
-        self.document: Record = {"environment": environment, "tables": []}
+        self.document: Record = {"environment": {}, "tables": []}
+        self.describe(**environment)
+
+    def describe(self, **environment: Any) -> None:
+        """Says on what is measured."""
+        self.document["environment"].update(environment)
         for name, value in environment.items():
             print(f"{name}: {value}")
 
@@ -64,17 +72,18 @@ class Report:
             "load": list(os.getloadavg()),
         }
 
-    def times(self, case: str, title: str, contenders: Sequence[Contender], row: int, **more: Any) -> None:
-        """The table of contenders that were measured together."""
+    def times(
+        self, case: str, title: str, contenders: Sequence[Contender], row: int, extra: Shown | None = None, **more: Any
+    ) -> None:
+        """The table of contenders that were measured together. `extra`: more columns."""
         records = [record(contender) for contender in contenders]
         rounds = f"{len(contenders[0].times)} rounds" + (f" of {row} steps each" if row > 1 else "")
         share = memory.huge_share()
         pages = "" if share is None else f", {100 * share:.0f} % of the memory on huge pages"
-        self.table(case, f"{title}; {rounds}{pages}", columns(records), records, row=row, huge_share=share, **more)
+        shown = {**columns(records), **(extra or {})}
+        self.table(case, f"{title}; {rounds}{pages}", shown, records, row=row, huge_share=share, **more)
 
-    def table(
-        self, case: str, title: str, shown: dict[str, Callable[[Record], str]], records: Sequence[Record], **more: Any
-    ) -> None:
+    def table(self, case: str, title: str, shown: Shown, records: Sequence[Record], **more: Any) -> None:
         """Any table, and a line for each record that is an error."""
         print(f"\n### {title}\n")
         rows = [[text(found) for text in shown.values()] for found in records if "error" not in found]
@@ -84,6 +93,10 @@ class Report:
             if "error" in found:
                 print(f"\n{found['name']}: {found['error']}")
         self.document["tables"].append({"case": case, "title": title, "records": list(records), **more})
+
+    def records(self, case: str) -> list[Record]:
+        """All that was measured of a case so far."""
+        return [found for table in self.document["tables"] if table["case"] == case for found in table["records"]]
 
     def note(self, text: str) -> None:
         """A line below the table."""
@@ -96,16 +109,17 @@ class Report:
             self.path.write_text(json.dumps(self.document, indent=1, default=str) + "\n", encoding="utf-8")
 
 
-def columns(records: Sequence[Record]) -> dict[str, Callable[[Record], str]]:
+def columns(records: Sequence[Record]) -> Shown:
     """Of a table of times: those for which some record has something."""
-    shown: dict[str, Callable[[Record], str]] = {
+    shown: Shown = {
         "step": lambda r: str(r["name"]),
         "ms": lambda r: f"{r['median_ms']:.4g}",
         "ns/entry": lambda r: f"{r['ns_per_entry']:.3f}",
-        "B/entry": lambda r: f"{r['bytes_per_entry']:.3g}" if "bytes_per_entry" in r else "-",
+        "B/entry": lambda r: f"{r['bytes_per_entry']:.3g}",
         "GB/s (range)": speed,
     }
-    for name in dict.fromkeys(name for found in records for name in found["ratios"]):
+    most = sorted(records, key=lambda r: -len(r["ratios"]))
+    for name in dict.fromkeys(name for found in most for name in found["ratios"]):
         shown[f"x {name}"] = lambda r, name=name: interval(r["ratios"].get(name))  # type: ignore[misc]
     if any(found.get("blocks_estimated") for found in records):
         shown["failed"] = failed
@@ -113,9 +127,7 @@ def columns(records: Sequence[Record]) -> dict[str, Callable[[Record], str]]:
 
 
 def speed(found: Record) -> str:
-    """Bytes that a step of AdamW moves by the time that this one took; the memory of a shared host has several speeds."""
-    if "gb_per_s" not in found:
-        return "-"
+    """Bytes that a step of AdamW moves by this one's time; the memory of a shared host has several speeds."""
     low, high = found["gb_per_s_range"]
     return f"{found['gb_per_s']:.0f} ({low:.0f} to {high:.0f})"
 

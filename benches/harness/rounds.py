@@ -47,9 +47,7 @@ def seconds(contender: Contender) -> float:
     return time.perf_counter() - start
 
 
-def measure(
-    contenders: Sequence[Contender], schedule: Schedule, clock: Callable[[Contender], float] = seconds
-) -> int:
+def measure(contenders: Sequence[Contender], schedule: Schedule, clock: Callable[[Contender], float] = seconds) -> int:
     """Times all contenders, on the same gradients in a round. Returns the number of steps of a row.
 
     Small tensors make a row of steps for each time, on new gradients each, after one step that is not timed; the time

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 
@@ -46,12 +46,15 @@ def gpt2(layers: int, width: int = 768, vocabulary: int = 50257, positions: int 
         return [vector(f"{name}.{part}", width) for part in ("weight", "bias")]
 
     tensors = [matrix("wte", vocabulary, width), matrix("wpe", positions, width)]
-    for i in range(layers):
-        for name, inputs, outputs in (("attn.c_attn", 1, 3), ("attn.c_proj", 1, 1), ("mlp.c_fc", 1, 4), ("mlp.c_proj", 4, 1)):
-            if name in ("attn.c_attn", "mlp.c_fc"):
-                tensors += norm(f"h.{i}.ln_{1 if name == 'attn.c_attn' else 2}")
-            tensors.append(matrix(f"h.{i}.{name}", inputs * width, outputs * width))
-            tensors.append(vector(f"h.{i}.{name}.bias", outputs * width))
+    for layer in range(layers):
+        for part, matrices in (
+            ("ln_1", {"attn.c_attn": (3, 1), "attn.c_proj": (1, 1)}),
+            ("ln_2", {"mlp.c_fc": (4, 1), "mlp.c_proj": (1, 4)}),
+        ):
+            tensors += norm(f"h.{layer}.{part}")
+            for name, (outputs, inputs) in matrices.items():
+                tensors.append(matrix(f"h.{layer}.{name}", outputs * width, inputs * width))
+                tensors.append(vector(f"h.{layer}.{name}.bias", outputs * width))
     return tensors + norm("ln_f")
 
 
@@ -81,6 +84,18 @@ class Model:
     layers: int
     tensors: Callable[[int], list[TensorSpec]]
 
+    def fitting(self, most: float, quick: bool) -> tuple[str, list[TensorSpec]]:
+        """A title, and the tensors of as many layers as have no more than so many entries together.
+
+        `quick`: two small layers, to see that something runs.
+        """
+        layers = 2 if quick else self.layers
+        while layers > 1 and numel(self.tensors(layers)) > most:
+            layers -= 1
+        tensors = shrunk(self.tensors(layers), 64) if quick else self.tensors(layers)
+        cut = "" if layers == self.layers else f", {layers} of its {self.layers} layers"
+        return f"{self.title}{cut}: {len(tensors)} tensors, {numel(tensors):,} entries", tensors
+
 
 MODELS = {
     "smollm2": Model("SmolLM2-135M without its embedding", 30, lambda layers: llama(layers, 576, 192, 1536)),
@@ -90,11 +105,11 @@ MODELS = {
 }
 
 
-def numel(tensors: list[TensorSpec]) -> int:
+def numel(tensors: Sequence[TensorSpec]) -> int:
     """Entries of all tensors."""
     return sum(tensor.numel for tensor in tensors)
 
 
-def shrunk(tensors: list[TensorSpec], times: int) -> list[TensorSpec]:
+def shrunk(tensors: Sequence[TensorSpec], times: int) -> list[TensorSpec]:
     """As many tensors, each much smaller: to see that something runs."""
     return [replace(tensor, numel=max(tensor.num_blocks, tensor.numel // times)) for tensor in tensors]
