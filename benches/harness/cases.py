@@ -21,7 +21,7 @@ from .library import ROOT, TIERS, Library, Optimizer, api
 from .memory import Array
 from .options import settled, timed
 from .report import Report
-from .rounds import measure
+from .rounds import CLOCKS, measure
 
 LARGE = 16_000_000
 """Entries that no cache holds."""
@@ -189,7 +189,7 @@ def small(bench: Bench) -> None:
         loop = PlainLoop(plain, count, contenders[0].gradients, buffers)
         for contender in contenders:
             contender.references["plain loop in C"] = loop
-        row = measure([*contenders, loop], bench.schedule)
+        row = measure([*contenders, loop], bench.schedule, CLOCKS[bench.arguments.clock])
         bench.report.times("small", f"{count:,} entries, 1 thread", [*contenders, loop], row)
         for contender in contenders:
             contender.close()

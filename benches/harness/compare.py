@@ -11,7 +11,7 @@ from .contender import Buffers, Mofo, Setting
 from .gradients import Gradients
 from .library import Library
 from .report import Report
-from .rounds import Schedule, measure
+from .rounds import CLOCKS, Schedule, measure
 from .shapes import TensorSpec
 
 
@@ -48,7 +48,7 @@ class Bench:
                 self.report.table(case, title, {"step": str}, [{"name": title, "error": f"left out: {text}"}])
                 continue
             contenders = self.contenders(variants, base, pages)
-            row = measure(contenders, self.schedule)
+            row = measure(contenders, self.schedule, CLOCKS[self.arguments.clock])
             self.report.times(case, f"{title}, {pages} pages", contenders, row, pages=pages)
             for contender in contenders:
                 contender.close()

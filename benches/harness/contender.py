@@ -124,13 +124,8 @@ class Mofo(Contender):
         self.report = api.CStepReport()
         self.arguments = self.optimizer.arguments(self.report)
         self._reference = byref(self.arguments)
-        self.about = {
-            "alpha": setting.update_fraction,
-            "threads": setting.threads,
-            "tier": self.optimizer.tier(),
-            "blocks_estimated": 0,
-            "estimates_failed": 0,
-        }
+        self.about = {"alpha": setting.update_fraction, "threads": setting.threads, "tier": self.optimizer.tier()}
+        self.about.update(blocks_estimated=0, estimates_failed=0)
 
     def _add(self, i: int, tensor: TensorSpec) -> None:
         buffers, description = self.buffers, {}
@@ -140,15 +135,9 @@ class Mofo(Contender):
                 description[name] = of_tensors[i]
         if not tensor.filtered:
             description["update_fraction"] = 1.0
-        self.optimizer.add(
-            tensor.name,
-            tensor.numel,
-            num_blocks=tensor.num_blocks,
-            param_dtype=CODES[self.setting.format.param],
-            grad_dtype=CODES[self.setting.format.grad],
-            step_count=self.setting.step_count,
-            **description,
-        )
+        stored, steps = self.setting.format, self.setting.step_count
+        types = {"param_dtype": CODES[stored.param], "grad_dtype": CODES[stored.grad], "num_blocks": tensor.num_blocks}
+        self.optimizer.add(tensor.name, tensor.numel, step_count=steps, **types, **description)
 
     def load(self, step: int) -> None:
         gradients = self.gradients.of_step(step)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from .library import default_library
+from .rounds import CLOCKS
 
 
 def common(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +26,7 @@ def timed(parser: argparse.ArgumentParser, rounds: int) -> None:
     add("--threads", nargs="+", type=int, default=[os.cpu_count() or 1], metavar="N", help="(all)")
     add("--rounds", type=int, default=rounds, help="each a step of every contender (%(default)s)")
     add("--warm-up", type=int, default=3, help="rounds before the first that counts (%(default)s)")
+    add("--clock", choices=CLOCKS, default="wall", help="processor: on one thread, where others use the machine (wall)")
     add("--pause-ms", type=float, default=10.0, help="rest before each step (%(default)s)")
 
 

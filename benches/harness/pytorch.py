@@ -19,7 +19,7 @@ from .library import TIERS, Library
 from .memory import Array, Role, addresses
 from .options import settled, timed
 from .report import Report
-from .rounds import Schedule, measure
+from .rounds import CLOCKS, Schedule, measure
 from .shapes import TensorSpec
 from .torch_optimizers import TopkMofo, adamw
 
@@ -174,7 +174,8 @@ def run(arguments: argparse.Namespace) -> None:
 def compare(title: str, comparison: Comparison, arguments: argparse.Namespace, report: Report) -> None:
     """One table."""
     contenders = comparison.contenders(arguments.alpha, arguments.contenders)
-    row = measure(contenders, Schedule(arguments.rounds, arguments.warm_up, arguments.pause_ms / 1e3))
+    schedule = Schedule(arguments.rounds, arguments.warm_up, arguments.pause_ms / 1e3)
+    row = measure(contenders, schedule, CLOCKS[arguments.clock])
     report.times("torch", title, contenders, row, entries=shapes.numel(comparison.tensors))
     for contender in contenders:
         contender.close()

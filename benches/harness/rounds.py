@@ -40,14 +40,26 @@ def orders(count: int) -> Iterator[list[int]]:
                 yield row[::-1] if backwards else row
 
 
-def seconds(contender: Contender) -> float:
-    """What one step takes, by this machine's clock."""
-    start = time.perf_counter()
-    contender.step()
-    return time.perf_counter() - start
+Clock = Callable[[Contender], float]
+"""Makes a contender's step, and says how many seconds it took."""
 
 
-def measure(contenders: Sequence[Contender], schedule: Schedule, clock: Callable[[Contender], float] = seconds) -> int:
+def timed(clock: Callable[[], float]) -> Clock:
+    """By a clock of this machine."""
+
+    def seconds(contender: Contender) -> float:
+        start = clock()
+        contender.step()
+        return clock() - start
+
+    return seconds
+
+
+CLOCKS = {"wall": timed(time.perf_counter), "processor": timed(time.process_time)}
+"""The second counts the time that this process's threads ran."""
+
+
+def measure(contenders: Sequence[Contender], schedule: Schedule, clock: Clock) -> int:
     """Times all contenders, on the same gradients in a round. Returns the number of steps of a row.
 
     Small tensors make a row of steps for each time, on new gradients each, after one step that is not timed; the time

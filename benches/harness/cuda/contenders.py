@@ -97,13 +97,8 @@ class Mofo:
         self.gradients, self.machine = gradients, gradients.machine
         self.parameters = gradients.parameters()
         code = CODES[gradients.dtype]
-        self.optimizer = Optimizer(
-            library,
-            **HYPER_PARAMETERS,
-            device=self.machine.mofo_device,
-            device_index=self.machine.torch_device.index or 0,
-            state_dtype=code,
-        )
+        device = {"device": self.machine.mofo_device, "device_index": self.machine.torch_device.index or 0}
+        self.optimizer = Optimizer(library, state_dtype=code, **device, **HYPER_PARAMETERS)
         for spec, parameter, gradient in zip(gradients.specs, self.parameters, gradients.tensors):
             description = {} if spec.filtered else {"update_fraction": 1.0}
             places = {"param": parameter.data_ptr(), "grad": gradient.data_ptr()}
