@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -159,6 +160,7 @@ def run(arguments: argparse.Namespace) -> None:
     settled(arguments)
     library = Library(arguments.library[0])
     torch_about = {"torch": torch.__version__, "torch_cpu": torch.backends.cpu.get_cpu_capability()}
+    torch_about["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "not set")
     report = Report(arguments.json, **Report.machine(library), **torch_about)
     for name in arguments.dtypes:
         for threads in arguments.threads:
@@ -177,5 +179,8 @@ def compare(title: str, comparison: Comparison, arguments: argparse.Namespace, r
     schedule = Schedule(arguments.rounds, arguments.warm_up, arguments.pause_ms / 1e3)
     row = measure(contenders, schedule, CLOCKS[arguments.clock])
     report.times("torch", title, contenders, row, entries=shapes.numel(comparison.tensors))
+    slowest = [max(contender.times) for contender in contenders[:2]]
+    if comparison.setting.threads > 1 and slowest[0] > 3 * slowest[1]:
+        report.note("PyTorch takes more than 3 times as long: perhaps its threads wait for a busy core. See README.md.")
     for contender in contenders:
         contender.close()
