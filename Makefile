@@ -8,7 +8,7 @@
 #   make test       all tests, the examples included
 #   make test-python  the tests of the Python package that need no more than Python 3.9 (part of make test)
 #   make test-torch   all tests of the Python package, in a virtual environment in build/; needs PyPI, for PyTorch and more
-#   make lint-python  formatting, lints and types of the Python package, in the same environment
+#   make lint-python  formatting, lints and types of the Python package and the benchmarks, in the same environment
 #   make wheel      build/wheel/mofo-*.whl, the Python package with the library in it; needs PyPI, for hatchling
 #   make lint       formatting, clippy, rustdoc and compiler warnings, all of them errors
 #   make fmt        formats the Rust code
@@ -18,10 +18,12 @@
 #   make kernels    compiles the CUDA kernels into src/cuda/kernels/compiled; needs Python and PyPI, but neither CUDA nor a GPU
 #   make kernels-check  whether the compiled kernels are what the compiler makes of the sources
 #   make size       how large the shared library without CUDA is, stripped; fails above SIZE_LIMIT bytes (Linux)
-#   make bench      times the steps of many tensors; takes some minutes (BENCH_ARGS="--help" shows its options, --full measures more)
-#   make bench-failing  steps whose estimated threshold is wrong (BENCH_ARGS="ENTRIES ROUNDS")
-#   make bench-torch  a step against PyTorch's; needs Python with PyTorch (BENCH_ARGS="--help" shows its options)
-#   make bench-cuda  a step on an NVIDIA GPU against PyTorch's (BENCH_ARGS="--help" shows its options)
+#   make bench      times steps against AdamW's; needs Python 3.9 and PyPI, takes some minutes (BENCH_ARGS="--help" shows its options)
+#   make bench-failing  steps whose estimated threshold is forced to be wrong
+#   make bench-estimates  counts estimated thresholds that are wrong (BENCH_ARGS="--help" shows its options)
+#   make bench-torch  a step against PyTorch's; needs PyPI, for PyTorch (BENCH_ARGS="--help" shows its options)
+#   make bench-plots  draws what bench-torch wrote (BENCH_ARGS="FILE...")
+#   make bench-cuda  a step on an NVIDIA GPU against PyTorch's; needs Python with NumPy, SciPy, tabulate and PyTorch (BENCH_ARGS="--help")
 #   make emulated-cuda  the CUDA driver that the tests emulate: LD_LIBRARY_PATH=build/emulated-cuda runs programs on it
 #   make cuda-headers  fetches cuda.h from PyPI into build/, for machines without a CUDA toolkit
 #   make gpu-bundle  build/gpu-bundle/: tests and benchmark for a machine with an NVIDIA GPU, without Rust or network
@@ -70,8 +72,7 @@ FINETUNE_CUDA := examples/c/finetune_cuda.c $(FINETUNE_PARTS)
 FINETUNE_HEADERS := $(wildcard examples/c/finetune/*.h)
 ENGINE := $(wildcard examples/engine/*.cpp)
 ENGINE_HEADERS := $(wildcard examples/engine/*.hpp)
-BENCH := benches/bench.cpp $(wildcard benches/bench/*.cpp)
-BENCH_HEADERS := benches/adamw.h $(wildcard benches/bench/*.hpp)
+BENCH := NATIVE="$(NATIVE)" CC="$(CC)" build/bench-venv/bin/python benches/run.py
 
 # The version stands in Cargo.toml alone.
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
@@ -106,7 +107,8 @@ ENGINE_FLAGS := -ffp-contract=off
 WARNINGS := -Wall -Wextra -Werror -pedantic
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
-.PHONY: all library demo demo-cuda engine examples test lint fmt header kernels kernels-check bench bench-failing bench-torch bench-cuda
+.PHONY: all library demo demo-cuda engine examples test lint fmt header kernels kernels-check bench bench-failing bench-estimates bench-torch
+.PHONY: bench-plots bench-cuda
 .PHONY: test-python test-torch lint-python python-venv wheel
 .PHONY: size lint-cuda cuda-headers emulated-cuda finetune-cuda gpu-bundle sanitize valgrind clean FORCE
 .PHONY: package install uninstall vendor test-packaging
@@ -161,15 +163,6 @@ build/engine: $(ENGINE) $(ENGINE_HEADERS) $(HEADERS) $(LIBRARY) | build
 build/engine-sanitize: $(ENGINE) $(ENGINE_HEADERS) $(HEADERS) $(LIBRARY) | build
 	$(CXX) $(CPP17) $(ENGINE_FLAGS) $(CPPFLAGS) -O1 -g $(SANITIZERS) $(LDFLAGS) $(ENGINE) $(LIBRARY) $(LDLIBS) -o $@
 
-build/adamw-as-is.o: benches/adamw.c benches/adamw.h | build
-	$(CC) $(CPPFLAGS) -O3 $(NATIVE) -DADAMW_STEP=adamw_step_as_is -c $< -o $@
-
-build/adamw-no-math-errno.o: benches/adamw.c benches/adamw.h | build
-	$(CC) $(CPPFLAGS) -O3 $(NATIVE) -fno-math-errno -DADAMW_STEP=adamw_step_no_math_errno -c $< -o $@
-
-build/bench: $(BENCH) $(BENCH_HEADERS) build/adamw-as-is.o build/adamw-no-math-errno.o $(HEADERS) $(LIBRARY) | build
-	$(CXX) $(CPP17) $(CPPFLAGS) $(CXXFLAGS) $(LDFLAGS) $(BENCH) $(filter %.o,$^) $(LIBRARY) $(LDLIBS) -o $@
-
 demo: build/finetune
 	build/finetune $(DEMO_ARGS)
 
@@ -214,6 +207,8 @@ test-torch: library python-venv
 lint-python: python-venv
 	cd bindings/python && $(CURDIR)/build/python-venv/bin/ruff check && $(CURDIR)/build/python-venv/bin/ruff format --check
 	cd bindings/python && $(CURDIR)/build/python-venv/bin/mypy
+	cd benches && $(CURDIR)/build/python-venv/bin/ruff check && $(CURDIR)/build/python-venv/bin/ruff format --check
+	cd benches && $(CURDIR)/build/python-venv/bin/mypy
 
 wheel: library python-venv
 	MOFO_LIBRARY=$(abspath $(SHARED_LIBRARY)) build/python-venv/bin/pip wheel -q --no-deps -w build/wheel bindings/python
@@ -222,7 +217,7 @@ lint: $(if $(CUDA_HEADER),lint-cuda)
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
 	$(CARGO) clippy --no-default-features --lib -- -D warnings
-	$(CARGO) clippy --features forced-paths --test paths --bench failing -- -D warnings
+	$(CARGO) clippy --features forced-paths --test paths -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
 	$(CARGO) rustdoc --lib -- --document-private-items -D warnings
 	for file in $(FINETUNE); do $(CC) $(C11) $(CPPFLAGS) $(WARNINGS) -fsyntax-only $$file || exit 1; done
@@ -232,7 +227,6 @@ lint: $(if $(CUDA_HEADER),lint-cuda)
 	$(CXX) $(CPP17) $(CPPFLAGS) $(WARNINGS) -fsyntax-only examples/cpp/minimal.cpp
 	for file in $(ENGINE); do $(CXX) $(CPP17) $(CPPFLAGS) $(WARNINGS) -fsyntax-only $$file || exit 1; done
 	$(CC) $(C99) $(CPPFLAGS) $(WARNINGS) -fsyntax-only benches/adamw.c
-	for file in $(BENCH); do $(CXX) $(CPP17) $(CPPFLAGS) $(WARNINGS) -fsyntax-only $$file || exit 1; done
 
 lint-cuda:
 	$(CC) $(C11) $(CPPFLAGS) -isystem $(dir $(CUDA_HEADER)) $(WARNINGS) -fsyntax-only examples/c/finetune_cuda.c
@@ -264,17 +258,33 @@ size: | build
 	    echo "the stripped shared library without CUDA: $$size bytes, at most $(SIZE_LIMIT)" && \
 	    test "$$size" -le "$(SIZE_LIMIT)"
 
-bench: build/bench
-	build/bench $(BENCH_ARGS)
+build/bench-venv/installed: benches/requirements.txt | build
+	$(PYTHON) -m venv --clear build/bench-venv
+	build/bench-venv/bin/pip install -q -r benches/requirements.txt
+	touch $@
 
-bench-failing:
-	$(CARGO) bench --features forced-paths --bench failing -- $(BENCH_ARGS)
+bench: library build/bench-venv/installed
+	$(BENCH) steps --library $(SHARED_LIBRARY) $(BENCH_ARGS)
 
-bench-torch: library
-	$(PYTHON) benches/compare_torch.py --library $(TARGET_DIR)/release/libmofo.so $(BENCH_ARGS)
+bench-estimates: library build/bench-venv/installed
+	$(BENCH) estimates --library $(SHARED_LIBRARY) $(BENCH_ARGS)
+
+bench-failing: build/bench-venv/installed
+	$(CARGO) build --release --features forced-paths --target-dir build/forced-paths
+	$(BENCH) steps --cases failing --library build/forced-paths/release/$(notdir $(SHARED_LIBRARY)) $(BENCH_ARGS)
+
+# The environment of the Python package's tests has PyTorch already.
+bench-torch: library python-venv
+	cmp -s benches/requirements.txt build/python-venv/benches.txt || { \
+	    build/python-venv/bin/pip install -q -r benches/requirements.txt && cp benches/requirements.txt build/python-venv/benches.txt; }
+	build/python-venv/bin/python benches/run.py torch --library $(SHARED_LIBRARY) $(BENCH_ARGS)
+
+# For plots of what --json wrote: BENCH_ARGS="sizes.json fractions.json"
+bench-plots: build/bench-venv/installed
+	$(BENCH) plots $(BENCH_ARGS)
 
 bench-cuda: library
-	$(PYTHON) benches/compare_torch_cuda.py --library $(TARGET_DIR)/release/libmofo.so $(BENCH_ARGS)
+	$(PYTHON) benches/run.py cuda --library $(SHARED_LIBRARY) $(BENCH_ARGS)
 
 gpu-bundle: build/finetune build/finetune-cuda build/emulated-cuda/libcuda.so
 	CC="$(CC)" CXX="$(CXX)" CARGO="$(CARGO)" TARGET_DIR="$(TARGET_DIR)" FINETUNE="build/finetune build/finetune-cuda" \

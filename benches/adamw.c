@@ -1,15 +1,21 @@
-/* SPDX-License-Identifier: MIT OR Apache-2.0 */
-
-#include "adamw.h"
+/*
+ * AdamW as a plain C loop: the yardstick of small tensors.
+ * SPDX-License-Identifier: MIT OR Apache-2.0
+ */
 
 #include <math.h>
+#include <stddef.h>
 
-/* The name of the function: the build compiles this file once for each name in the header. */
-#ifndef ADAMW_STEP
-#define ADAMW_STEP adamw_step_as_is
-#endif
+typedef struct adamw_settings {
+    double learning_rate;
+    double beta1;
+    double beta2;
+    double epsilon;
+    double weight_decay;
+} adamw_settings;
 
-void ADAMW_STEP(const adamw_settings *settings, int step, float *restrict param, const float *restrict grad,
+/* One step of n entries; `step` counts from 1. */
+void adamw_step(const adamw_settings *settings, int step, float *restrict param, const float *restrict grad,
                 float *restrict exp_avg, float *restrict exp_avg_sq, size_t n) {
     const float beta1 = (float)settings->beta1;
     const float beta2 = (float)settings->beta2;

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds a folder with all that a machine with an NVIDIA GPU needs to test and measure the CUDA backend: programs,
 # the data that they read, the benchmark, and run.sh, which runs everything. That machine needs neither Rust, nor a
-# compiler, nor network, nor this repository; for the benchmark it needs Python with NumPy and, for most of it, PyTorch.
+# compiler, nor network, nor this repository; for the benchmark it needs Python with NumPy, SciPy and tabulate and, for
+# most of it, PyTorch.
 #
 #     tests/bundle/make.sh FOLDER
 #
@@ -15,7 +16,7 @@ tests=(equality golden optimizer paths properties reference)
 left_out="c/out_of_memory.c c/dlopen.c c/cuda_absent.c"
 
 rm -rf "$folder"
-mkdir -p "$folder"/{bin,programs,lib,tests,benches,include,data}
+mkdir -p "$folder"/{bin,programs,lib,tests,benches,bindings/python/src,data}
 
 "$CARGO" build --release
 cp "$TARGET_DIR/release/libmofo.so" "$folder/lib/"
@@ -56,10 +57,10 @@ for program in $FINETUNE; do cp "$program" "$folder/bin/"; done
 strip "$folder"/bin/* "$folder"/programs/* "$folder"/lib/*
 
 cp -r tests/golden tests/reference "$folder/tests/"
-cp include/mofo.h "$folder/include/"
 cp examples/data/digits.csv "$folder/data/"
-cp -r benches/compare_torch_cuda.py benches/libmofo.py benches/comparison benches/gpu "$folder/benches/"
-find "$folder/benches" -name __pycache__ -prune -exec rm -r {} +
+cp -r benches/run.py benches/harness "$folder/benches/"
+cp -r bindings/python/src/mofo "$folder/bindings/python/src/"
+find "$folder/benches" "$folder/bindings" \( -name __pycache__ -o -name '*.so' \) -prune -exec rm -r {} +
 cp tests/bundle/run.sh "$folder/"
 
 glibc=$(objdump -T "$folder"/bin/* "$folder"/programs/* "$folder"/lib/* | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -n 1)

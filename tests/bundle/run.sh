@@ -8,7 +8,7 @@
 # anything failed. Logs and the benchmark's results go to $OUT (./results).
 #
 #   MOFO_REQUIRE_CUDA=0  without a GPU, exit with 0. Otherwise its lack is a failure.
-#   PYTHON               the Python that has NumPy and PyTorch (python3)
+#   PYTHON               the Python that has NumPy, SciPy, tabulate and PyTorch (python3)
 #   TIME_LIMIT           seconds for each program (1200)
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -140,17 +140,16 @@ if wanted sanitizer; then
 fi
 
 if wanted benchmark; then
-    benchmark=("$python" -B "$here/benches/compare_torch_cuda.py" --library "$here/lib/libmofo.so"
-        --header "$here/include/mofo.h" --json benchmark.json)
+    benchmark=("$python" -B "$here/benches/run.py" cuda --library "$here/lib/libmofo.so" --json benchmark.json)
     [ $quick = 0 ] || benchmark+=(--quick)
-    if ! "$python" -c 'import numpy' 2>/dev/null; then
-        skip benchmark "$python has no NumPy"
+    if ! "$python" -c 'import numpy, scipy, tabulate' 2>/dev/null; then
+        skip benchmark "$python lacks NumPy, SciPy or tabulate"
     elif "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
         run benchmark "${benchmark[@]}"
     else
         skip "benchmark with PyTorch" "$python has no PyTorch with CUDA"
-        run benchmark "${benchmark[@]}" --parts equality host memory
+        run benchmark "${benchmark[@]}" --parts host
     fi
-    sed -n '/^mofo: /,$p' benchmark.log 2>/dev/null
+    sed -n '/^processor: /,$p' benchmark.log 2>/dev/null
 fi
 result

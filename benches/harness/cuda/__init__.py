@@ -1,0 +1,1 @@
+"""The comparison on an NVIDIA GPU, and what else is measured there."""
