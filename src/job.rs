@@ -181,8 +181,7 @@ pub(crate) struct RandomKeys {
 pub(crate) struct SpanKeys {
     /// Of the first round, which the streams share.
     pub first: u32,
-    pub exp_avg: u32,
-    pub exp_avg_sq: u32,
+    pub moments: u32,
     pub param: u32,
     pub filter: u32,
 }
@@ -213,9 +212,8 @@ impl SpanKeys {
     fn new(seed: u64, name_hash: u64, t: u64, high: u32) -> Self {
         let key = |stream| Key::new(seed, name_hash, t, stream).span(high);
         Self {
-            first: key(Stream::ExpAvg).first,
-            exp_avg: key(Stream::ExpAvg).second,
-            exp_avg_sq: key(Stream::ExpAvgSq).second,
+            first: key(Stream::Moments).first,
+            moments: key(Stream::Moments).second,
             param: key(Stream::Param).second,
             filter: key(Stream::Filter).second,
         }

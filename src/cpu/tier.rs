@@ -545,8 +545,9 @@ mod tests {
                 self.exp_avg_sq.value(i),
                 scalars,
             );
-            let exp_avg = stochastic(state, m, draw(Stream::ExpAvg));
-            let exp_avg_sq = stochastic(state, v, draw(Stream::ExpAvgSq));
+            let bits = draw(Stream::Moments);
+            let exp_avg = stochastic(state, m, random::for_exp_avg(bits));
+            let exp_avg_sq = stochastic(state, v, random::for_exp_avg_sq(bits));
             let [m, v] = [exp_avg, exp_avg_sq].map(|bits| widened(state, bits));
             let kept = self.kept();
             let old = kept.value(i);

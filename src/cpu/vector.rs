@@ -5,7 +5,7 @@ use std::ops::{Add, BitAnd, BitOr, BitXor, Div, Mul, Sub};
 use crate::rule::convert::{
     F16_INFINITE, F16_REBIAS, F16_SMALLEST_NORMAL, INFINITE, MAGNITUDE, SMALLEST_NORMAL,
 };
-use crate::rule::random::MIX32;
+use crate::rule::random::MULTIPLIERS;
 
 /// `LANES` f32 or u32 at a time. Every operation does in each lane exactly what the scalar operator does:
 /// IEEE arithmetic rounded on its own, wrapping integers.
@@ -185,17 +185,25 @@ pub(super) fn magnitude<V: Vector>(x: V::F) -> V::U {
     V::bits(x) & V::uint(MAGNITUDE)
 }
 
+/// [`crate::rule::random::first_round`].
 #[inline(always)]
-pub(super) fn mix32<V: Vector>(x: V::U) -> V::U {
-    let x = mix32_high::<V>(x);
+pub(super) fn first_round<V: Vector>(x: V::U) -> V::U {
+    let x = (x ^ V::shift_right::<17>(x)) * V::uint(MULTIPLIERS[0]);
+    x ^ V::shift_right::<11>(x)
+}
+
+/// [`crate::rule::random::other_rounds`].
+#[inline(always)]
+pub(super) fn other_rounds<V: Vector>(x: V::U) -> V::U {
+    let x = other_rounds_high::<V>(x);
     x ^ V::shift_right::<16>(x)
 }
 
-/// The upper half is that of [`mix32`], which its last line does not change.
+/// The upper half is that of [`other_rounds`], which its last line does not change.
 #[inline(always)]
-pub(super) fn mix32_high<V: Vector>(x: V::U) -> V::U {
-    let x = (x ^ V::shift_right::<16>(x)) * V::uint(MIX32[0]);
-    (x ^ V::shift_right::<15>(x)) * V::uint(MIX32[1])
+pub(super) fn other_rounds_high<V: Vector>(x: V::U) -> V::U {
+    let x = x * V::uint(MULTIPLIERS[1]);
+    (x ^ V::shift_right::<15>(x)) * V::uint(MULTIPLIERS[2])
 }
 
 /// A uniform draw in [0, 1) with 24 bits.
@@ -693,12 +701,13 @@ pub(super) mod tests {
             let key = Key::new(5, 7, 11, Stream::Param);
             let span = key.span(high);
             let bits = |low: u32| key.bits(u64::from(high) << 32 | u64::from(low));
-            let second = |x| mix32::<V>(x ^ V::uint(span.first)) ^ V::uint(span.second);
-            map::<V>("random", &inputs, |x| mix32::<V>(second(x)), bits, exactly);
+            let keyed = |x| first_round::<V>(x ^ V::uint(span.first)) ^ V::uint(span.second);
+            let random = |x| other_rounds::<V>(keyed(x));
+            map::<V>("random", &inputs, random, bits, exactly);
             map::<V>(
                 "upper half of random",
                 &inputs,
-                |x| V::shift_right::<16>(mix32_high::<V>(second(x))),
+                |x| V::shift_right::<16>(other_rounds_high::<V>(keyed(x))),
                 |x| bits(x) >> 16,
                 exactly,
             );

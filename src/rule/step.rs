@@ -5,7 +5,7 @@ use half::{bf16, f16};
 
 use super::convert;
 use super::entry::{key, magnitude, moments, moved, update};
-use super::random::{Key, Stream, uniform};
+use super::random::{Key, Stream, for_exp_avg, for_exp_avg_sq, uniform};
 use super::scalars::{Hyper, Scalars};
 use super::select::{kth_largest, rank};
 use crate::buffer::{GradRef, ParamMut};
@@ -95,8 +95,9 @@ pub fn step(
     for i in 0..numel {
         let g = load_grad(&grad, i) * scalars.s;
         let (m, v) = moments(g, exp_avg.load(i), exp_avg_sq.load(i), &scalars);
-        exp_avg.store(i, m, random(Stream::ExpAvg, i));
-        exp_avg_sq.store(i, v, random(Stream::ExpAvgSq, i));
+        let bits = random(Stream::Moments, i);
+        exp_avg.store(i, m, for_exp_avg(bits));
+        exp_avg_sq.store(i, v, for_exp_avg_sq(bits));
         let (m, v) = (exp_avg.load(i), exp_avg_sq.load(i));
         let filtered = match setup.filter {
             Filter::Momentum => m,

@@ -10,7 +10,7 @@
 
 #include "mofo.h"
 
-enum { REFERENCE_EXP_AVG, REFERENCE_EXP_AVG_SQ, REFERENCE_PARAM, REFERENCE_FILTER };
+enum { REFERENCE_MOMENTS, REFERENCE_PARAM, REFERENCE_FILTER };
 
 static inline uint32_t reference_bits(float x) {
     uint32_t bits;
@@ -35,23 +35,22 @@ static inline uint64_t reference_mix64(uint64_t x) {
     return x ^ (x >> 31);
 }
 
-static inline uint32_t reference_mix32(uint32_t x) {
-    x = (x ^ (x >> 16)) * 0x7FEB352Du;
-    x = (x ^ (x >> 15)) * 0x846CA68Bu;
-    return x ^ (x >> 16);
-}
-
 static inline uint32_t reference_random(uint64_t seed, const char *name, uint64_t t, uint64_t stream,
                                         uint64_t entry) {
     uint64_t hash = 0xCBF29CE484222325u;
     uint64_t z;
+    uint32_t x;
     for (; *name; name++) {
         hash = (hash ^ (unsigned char)*name) * 0x00000100000001B3u;
     }
     z = reference_mix64(reference_mix64(reference_mix64(seed) ^ hash) ^ t);
     z = reference_mix64(z ^ (entry >> 32));
-    return reference_mix32(reference_mix32((uint32_t)entry ^ (uint32_t)z) ^
-                           (uint32_t)(reference_mix64(z ^ stream) >> 32));
+    x = (uint32_t)entry ^ (uint32_t)z;
+    x = (x ^ (x >> 17)) * 0xED5AD4BBu;
+    x = x ^ (x >> 11) ^ (uint32_t)(reference_mix64(z ^ stream) << 2 | stream);
+    x = x * 0xAC4C1B51u;
+    x = (x ^ (x >> 15)) * 0x31848BABu;
+    return x ^ (x >> 16);
 }
 
 static inline float reference_widen_f16(uint16_t h) {
@@ -247,9 +246,9 @@ static inline uint64_t reference_step(const mofo_options *options, const mofo_st
             m = reference_flush(b1 * m + c1 * g);
             v = reference_flush(b2 * v + (c2 * g) * g);
             reference_store(options->state_dtype, tensor->exp_avg, i, m, state_random,
-                            reference_random(options->seed, tensor->name, t, REFERENCE_EXP_AVG, i));
+                            reference_random(options->seed, tensor->name, t, REFERENCE_MOMENTS, i));
             reference_store(options->state_dtype, tensor->exp_avg_sq, i, v, state_random,
-                            reference_random(options->seed, tensor->name, t, REFERENCE_EXP_AVG_SQ, i));
+                            reference_random(options->seed, tensor->name, t, REFERENCE_MOMENTS, i) << 16);
             m = reference_load(options->state_dtype, tensor->exp_avg, i);
             v = reference_load(options->state_dtype, tensor->exp_avg_sq, i);
             switch (options->filter) {

@@ -6,6 +6,13 @@ import reference as ref
 from reference import BF16, F16, F32
 
 
+def mix32(x):
+    """`lowbias32` of a uint32 array, whose arithmetic wraps."""
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
+    return x ^ (x >> np.uint32(16))
+
+
 class Draw:
     """A PCG64 stream keyed by text; `random_raw` is the part of NumPy whose output never changes."""
 
@@ -59,8 +66,8 @@ class Computed:
         settings = {key: None if value is None else np.uint32(value) for key, value in self.settings.items()}
         i = np.arange(numel, dtype=np.uint32)
         if settings["multiplier"] is None:
-            seed = ref.mix32(np.array([settings["seed"]], dtype=np.uint32))
-            h = ref.mix32(i // settings["cluster"] ^ seed) & settings["mask"]
+            seed = mix32(np.array([settings["seed"]], dtype=np.uint32))
+            h = mix32(i // settings["cluster"] ^ seed) & settings["mask"]
         else:
             h = i * settings["multiplier"] + settings["offset"]
         if dtype == F16:
@@ -86,5 +93,5 @@ def canonical(x, dtype):
 def digest(x, dtype):
     """The sum, modulo 2^64, of mix64(index << 32 | canonical bits)."""
     index = np.arange(x.size, dtype=np.uint64) << np.uint64(32)
-    mixed = ref.mix64_array(index | canonical(x, dtype).astype(np.uint64))
+    mixed = ref.mix64(index | canonical(x, dtype).astype(np.uint64))
     return f"{int(mixed.sum(dtype=np.uint64)):016x}"

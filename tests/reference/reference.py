@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 F32, F16, BF16 = "f32", "f16", "bf16"
-STREAMS = {"exp_avg": 0, "exp_avg_sq": 1, "param": 2, "filter": 3}
+STREAMS = {"moments": 0, "param": 1, "filter": 2}
 
 OK, SKIPPED, NOT_FINITE = "MOFO_OK", "MOFO_SKIPPED", "MOFO_ERROR_NOT_FINITE"
 
@@ -117,26 +117,16 @@ MASK64 = (1 << 64) - 1
 
 
 def mix64(x):
-    """On a Python integer."""
-    x = (x + 0x9E3779B97F4A7C15) & MASK64
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK64
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK64
-    return x ^ (x >> 31)
-
-
-def mix64_array(x):
-    """The same on a uint64 array, whose arithmetic wraps."""
+    """On a uint64 array, whose arithmetic wraps."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
-def mix32(x):
-    """On a uint32 array, whose arithmetic wraps."""
-    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
-    x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
-    return x ^ (x >> np.uint32(16))
+def low32(x):
+    """The lower halves of a uint64 array."""
+    return (x & np.uint64(0xFFFFFFFF)).astype(np.uint32)
 
 
 def fnv1a(name):
@@ -147,14 +137,22 @@ def fnv1a(name):
 
 
 def random_bits(seed, name, t, stream, entries):
-    """bits32 of every index in the uint64 array `entries`; `stream` is its number."""
-    z = mix64(mix64(mix64(seed) ^ fnv1a(name)) ^ t)
-    entries = np.asarray(entries, dtype=np.uint64)
-    z = mix64_array(np.uint64(z) ^ (entries >> np.uint64(32)))
-    first = (z & np.uint64(0xFFFFFFFF)).astype(np.uint32)
-    second = (mix64_array(z ^ np.uint64(stream)) >> np.uint64(32)).astype(np.uint32)
-    index = (entries & np.uint64(0xFFFFFFFF)).astype(np.uint32)
-    return mix32(mix32(index ^ first) ^ second)
+    """bits32; `stream` is its number. `seed`, `t` and `entries` may be arrays."""
+    seed, t, entries = (np.atleast_1d(np.asarray(x, dtype=np.uint64)) for x in (seed, t, entries))
+    z = mix64(mix64(mix64(seed) ^ np.uint64(fnv1a(name))) ^ t)
+    z = mix64(z ^ (entries >> np.uint64(32)))
+    key = low32(mix64(z ^ np.uint64(stream)) << np.uint64(2) | np.uint64(stream))
+    # The arithmetic of uint32 arrays wraps.
+    x = low32(entries) ^ low32(z)
+    x = (x ^ (x >> np.uint32(17))) * np.uint32(0xED5AD4BB)
+    x = (x ^ (x >> np.uint32(11)) ^ key) * np.uint32(0xAC4C1B51)
+    x = (x ^ (x >> np.uint32(15))) * np.uint32(0x31848BAB)
+    return x ^ (x >> np.uint32(16))
+
+
+def moment_bits(moments):
+    """What rounds m and what rounds v: each uses its upper half."""
+    return moments, moments << np.uint32(16)
 
 
 # Gradient norm
@@ -386,8 +384,9 @@ class Optimizer:
         m = flush(c["b1"] * m + c["c1"] * g)
         v = flush(c["b2"] * v + (c["c2"] * g) * g)
         if state_dtype == BF16:
-            tensor.exp_avg = bf16_stochastic(m, draw("exp_avg"))
-            tensor.exp_avg_sq = bf16_stochastic(v, draw("exp_avg_sq"))
+            for_m, for_v = moment_bits(draw("moments"))
+            tensor.exp_avg = bf16_stochastic(m, for_m)
+            tensor.exp_avg_sq = bf16_stochastic(v, for_v)
             m = widen(tensor.exp_avg, BF16)
             v = widen(tensor.exp_avg_sq, BF16)
         else:

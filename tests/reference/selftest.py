@@ -60,6 +60,7 @@ def stochastic_rounding_is_unbiased():
         stream: ref.random_bits(1, "weight", 1, number, np.arange(N, dtype=np.uint64))
         for stream, number in ref.STREAMS.items()
     }
+    random["exp_avg"], random["exp_avg_sq"] = ref.moment_bits(random.pop("moments"))
     # Multiples of 2^-13 of a step, also in the subnormal range of f16, whose grid is 2^-24.
     f16_subnormal = [2.0**-37 * k for k in (1, 4097, 8191, 8192 * 3 + 100, 8192 * 1023 + 5000)]
     values = {
@@ -95,14 +96,13 @@ def representable_values_are_not_rounded():
 
 
 def streams_are_uncorrelated():
-    """Between streams, steps, names, seeds and neighbours; and every bit is fair."""
+    """Between streams, steps, names, seeds, neighbours and the moments; and every bit is fair."""
     entries = np.arange(N, dtype=np.uint64)
     beyond = entries + np.uint64(2**32)
     base = (1, "weight", 1, 0, entries)
     others = {
-        "exp_avg_sq": (1, "weight", 1, 1, entries),
-        "param": (1, "weight", 1, 2, entries),
-        "filter": (1, "weight", 1, 3, entries),
+        "param": (1, "weight", 1, 1, entries),
+        "filter": (1, "weight", 1, 2, entries),
         "next step": (1, "weight", 2, 0, entries),
         "next seed": (2, "weight", 1, 0, entries),
         "other name": (1, "weighu", 1, 0, entries),
@@ -128,6 +128,12 @@ def streams_are_uncorrelated():
     for bit in range(32):
         share = float(np.mean((first_bits >> np.uint32(bit)) & np.uint32(1)))
         assert abs(share - 0.5) <= SIGMAS * 0.5 / math.sqrt(N), (bit, share)
+    for_m, for_v = (bits >> np.uint32(16) for bits in ref.moment_bits(first_bits))
+    for rotation in range(16):
+        rotated = ((for_v << np.uint32(rotation)) | (for_v >> np.uint32(16 - rotation))) & np.uint32(0xFFFF)
+        for bit in range(16):
+            share = float(np.mean(((for_m ^ rotated) >> np.uint32(bit)) & np.uint32(1)))
+            assert abs(share - 0.5) <= SIGMAS * 0.5 / math.sqrt(N), (rotation, bit, share)
 
 
 def norm_is_the_norm():

@@ -3,7 +3,9 @@
 use super::walk::Place;
 use crate::config::{Filter, Rounding};
 use crate::cpu::element::{Moment, Param, Round};
-use crate::cpu::vector::{Vector, magnitude, mix32, mix32_high, uniform};
+use crate::cpu::vector::{
+    Vector, first_round, magnitude, other_rounds, other_rounds_high, uniform,
+};
 use crate::job::Job;
 use crate::rule::scalars::Scalars;
 
@@ -15,8 +17,7 @@ pub(in crate::cpu) struct Pass {
     stochastic: bool,
     /// Of the first round of random bits, which all streams share.
     first_key: u32,
-    exp_avg_key: u32,
-    exp_avg_sq_key: u32,
+    moments_key: u32,
     param_key: u32,
     filter_key: u32,
 }
@@ -36,8 +37,7 @@ impl Pass {
             },
             stochastic: job.rounding == Rounding::Stochastic,
             first_key: random.first,
-            exp_avg_key: random.exp_avg,
-            exp_avg_sq_key: random.exp_avg_sq,
+            moments_key: random.moments,
             param_key: random.param,
             filter_key: random.filter,
         }
@@ -47,14 +47,27 @@ impl Pass {
     /// compiler sees.
     #[inline(always)]
     fn mixed<V: Vector>(&self, entries: V::U) -> V::U {
-        mix32::<V>(entries ^ V::uint(self.first_key))
+        first_round::<V>(entries ^ V::uint(self.first_key))
     }
 
-    /// Random bits for rounding to 16 bits, which looks at the upper ones alone: the lower half is something else than
-    /// what the definition says.
+    /// The random bits that round the moments: in the upper halves those for the first one, and those for the second one.
     #[inline(always)]
-    fn random_high<V: Vector>(&self, key: u32, entries: V::U) -> V::U {
-        mix32_high::<V>(self.mixed::<V>(entries) ^ V::uint(key))
+    fn moment_bits<V: Vector>(&self, entries: V::U) -> (V::U, V::U) {
+        let bits = other_rounds::<V>(self.mixed::<V>(entries) ^ V::uint(self.moments_key));
+        (bits, V::shift_left::<16>(bits))
+    }
+
+    /// The random bits that round the parameter, in the upper half: the lower one is something else than what the
+    /// definition says.
+    #[inline(always)]
+    fn param_bits<V: Vector>(&self, entries: V::U) -> V::U {
+        other_rounds_high::<V>(self.mixed::<V>(entries) ^ V::uint(self.param_key))
+    }
+
+    /// The random bits of the filter.
+    #[inline(always)]
+    fn filter_bits<V: Vector>(&self, entries: V::U) -> V::U {
+        other_rounds::<V>(self.mixed::<V>(entries) ^ V::uint(self.filter_key))
     }
 
     /// The scaled gradient and the stored form of both moments after this step.
@@ -82,10 +95,7 @@ impl Pass {
         let m = V::flush(V::float(b1) * m + V::float(c1) * g);
         let v = V::flush(V::float(b2) * v + (V::float(c2) * g) * g);
         if S::STOCHASTIC {
-            let (for_m, for_v) = (
-                self.random_high::<V>(self.exp_avg_key, entries),
-                self.random_high::<V>(self.exp_avg_sq_key, entries),
-            );
+            let (for_m, for_v) = self.moment_bits::<V>(entries);
             (g, S::round(m, for_m), S::round(v, for_v))
         } else {
             (g, m, v)
@@ -115,10 +125,7 @@ impl Pass {
             Filter::Momentum => m,
             Filter::Gradient => g,
             Filter::Update => self.update::<V>(m, v),
-            Filter::Random => {
-                let second_round = self.mixed::<V>(entries) ^ V::uint(self.filter_key);
-                uniform::<V>(mix32::<V>(second_round))
-            }
+            Filter::Random => uniform::<V>(self.filter_bits::<V>(entries)),
         };
         (magnitude::<V>(other), finite & V::finite(other))
     }
@@ -126,7 +133,7 @@ impl Pass {
     #[inline(always)]
     fn rounding<V: Vector>(&self, entries: V::U) -> Round<V> {
         if self.stochastic {
-            Round::Stochastic(self.random_high::<V>(self.param_key, entries))
+            Round::Stochastic(self.param_bits::<V>(entries))
         } else {
             Round::Nearest
         }

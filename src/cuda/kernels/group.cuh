@@ -126,8 +126,10 @@ __device__ __forceinline__ void step_moments(u32 state_dtype, const Scalars &c, 
         m = m_new;
         v = v_new;
     } else {
-        m_element = f32_to_bf16_stochastic(m_new, random_bits(round, keys.exp_avg));
-        v_element = f32_to_bf16_stochastic(v_new, random_bits(round, keys.exp_avg_sq));
+        // The upper half is for the first moment, the lower one for the second.
+        u32 random = random_bits(round, keys.moments);
+        m_element = f32_to_bf16_stochastic(m_new, random);
+        v_element = f32_to_bf16_stochastic(v_new, random << 16);
         m = float_of(m_element << 16);
         v = float_of(v_element << 16);
     }

@@ -79,7 +79,7 @@ struct Scalars {
 
 // The keys of the random streams for 2^32 consecutive entries.
 struct Keys {
-    u32 first, exp_avg, exp_avg_sq, param, filter;
+    u32 first, moments, param, filter;
 };
 
 // Where tests say that a threshold is, as src/forced.rs names it.

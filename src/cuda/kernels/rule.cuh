@@ -114,9 +114,22 @@ __device__ __forceinline__ u64 mix64(u64 x) {
     return x ^ x >> 31;
 }
 
+// For the places of samples, on which no result depends.
 __device__ __forceinline__ u32 mix32(u32 x) {
     x = (x ^ x >> 16) * 0x7FEB352D;
     x = (x ^ x >> 15) * 0x846CA68B;
+    return x ^ x >> 16;
+}
+
+// The round of random bits that all streams share, and the others.
+__device__ __forceinline__ u32 first_round(u32 x) {
+    x = (x ^ x >> 17) * 0xED5AD4BB;
+    return x ^ x >> 11;
+}
+
+__device__ __forceinline__ u32 other_rounds(u32 x) {
+    x *= 0xAC4C1B51;
+    x = (x ^ x >> 15) * 0x31848BAB;
     return x ^ x >> 16;
 }
 
@@ -125,16 +138,15 @@ __device__ inline Keys keys_of(u64 random, u32 high) {
     u64 z = mix64(random ^ high);
     Keys keys;
     keys.first = (u32)z;
-    keys.exp_avg = (u32)(mix64(z ^ 0) >> 32);
-    keys.exp_avg_sq = (u32)(mix64(z ^ 1) >> 32);
-    keys.param = (u32)(mix64(z ^ 2) >> 32);
-    keys.filter = (u32)(mix64(z ^ 3) >> 32);
+    keys.moments = (u32)(mix64(z ^ 0) << 2 | 0);
+    keys.param = (u32)(mix64(z ^ 1) << 2 | 1);
+    keys.filter = (u32)(mix64(z ^ 2) << 2 | 2);
     return keys;
 }
 
 // The round of an entry's random bits that all streams share, and the bits of one stream.
-__device__ __forceinline__ u32 random_round(const Keys &keys, u64 entry) { return mix32((u32)entry ^ keys.first); }
-__device__ __forceinline__ u32 random_bits(u32 round, u32 stream) { return mix32(round ^ stream); }
+__device__ __forceinline__ u32 random_round(const Keys &keys, u64 entry) { return first_round((u32)entry ^ keys.first); }
+__device__ __forceinline__ u32 random_bits(u32 round, u32 stream) { return other_rounds(round ^ stream); }
 
 __device__ __forceinline__ float uniform(u32 bits) { return (float)(bits >> 8) * float_of(0x33800000); }
 
