@@ -510,12 +510,13 @@ typedef struct mofo_step_report {
      */
     int32_t status;
     /**
-     * Blocks whose threshold was estimated from a sample, and settled after the pass over them.
+     * Blocks whose threshold was bracketed by a sample before the pass over them.
      */
     uint64_t blocks_estimated;
     /**
      * Those of them whose estimate was wrong, or left so much open that there was no room for it. The result is
-     * exact all the same, but took longer. Of all that a step reports, only this may depend on the threads.
+     * exact all the same, but took longer. On CUDA, of all that a step reports only
+     * this may depend on the threads.
      */
     uint64_t estimates_failed;
 } mofo_step_report;

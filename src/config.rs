@@ -60,6 +60,7 @@ impl StateDtype {
     }
 
     /// The same type, as one of parameters and gradients.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     pub(crate) const fn dtype(self) -> Dtype {
         match self {
             Self::F32 => Dtype::F32,

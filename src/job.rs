@@ -48,7 +48,13 @@ impl Participant {
     }
 
     /// Its next step.
-    pub(crate) fn job(&self, options: &Options, progress: Progress, scalars: Scalars) -> Job {
+    pub(crate) fn job(
+        &self,
+        options: &Options,
+        progress: Progress,
+        scalars: Scalars,
+        before: StepBefore,
+    ) -> Job {
         let TensorBuffers {
             param,
             grad,
@@ -58,6 +64,8 @@ impl Participant {
             thresholds,
         } = self.buffers;
         let t = progress.step_count + 1;
+        let has_master = !master.is_null();
+        let starts_master = has_master && (t == 1 || !progress.master_started);
         Job {
             param,
             grad,
@@ -71,9 +79,11 @@ impl Participant {
             numel: self.numel,
             block_numel: self.block_numel,
             rank: rank(self.update_fraction, self.block_numel),
+            rank_before: before.rank,
             everything_moves: everything_moves(self.update_fraction),
             starts_moments: t == 1,
-            starts_master: !master.is_null() && (t == 1 || !progress.master_started),
+            starts_master,
+            starts_param: has_master && !starts_master && before.param != param,
             scalars,
             filter: options.filter,
             weight_decay_scope: options.weight_decay_scope,
@@ -81,6 +91,26 @@ impl Participant {
             random: RandomKeys::new(options.seed, self.name_hash, t),
         }
     }
+}
+
+/// What a device remembers of a tensor's last step, since its state was set by others.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StepBefore {
+    /// k of each block; 0 if there was no step.
+    pub rank: u64,
+    /// The parameter, which that step has left as the rounding of the master copy, if there is one; null if there was no
+    /// step. Only compared.
+    pub param: *const u8,
+}
+
+// SAFETY: the pointer is never followed.
+unsafe impl Send for StepBefore {}
+
+impl StepBefore {
+    pub(crate) const NONE: Self = Self {
+        rank: 0,
+        param: std::ptr::null(),
+    };
 }
 
 /// With this α a step is AdamW's.
@@ -128,37 +158,22 @@ pub(crate) struct Job {
     pub block_numel: u64,
     /// k, of each block.
     pub rank: u64,
+    /// The same in the step before; 0 if there was none. The thresholds are those of that step until they are known.
+    pub rank_before: u64,
     /// α is 1: AdamW.
     pub everything_moves: bool,
     /// The moments count as zero.
     pub starts_moments: bool,
     /// There is a master copy, and it starts from the parameter.
     pub starts_master: bool,
+    /// There is a master copy from before, and the parameter, which the last step did not have, starts as its rounding.
+    pub starts_param: bool,
     /// With s still 1; it is set once the gradient norm is known.
     pub scalars: Scalars,
     pub filter: Filter,
     pub weight_decay_scope: WeightDecayScope,
     pub rounding: Rounding,
     pub random: RandomKeys,
-}
-
-impl Job {
-    /// The same job, but a step of it would leave the moments as they are: keys are those of the stored moments.
-    pub(crate) fn after_step(&self) -> Self {
-        Self {
-            scalars: Scalars {
-                b1: 1.0,
-                c1: 0.0,
-                b2: 1.0,
-                c2: 0.0,
-                ..self.scalars
-            },
-            // It counts for nothing, so it may be what is read anyway.
-            grad: self.exp_avg,
-            grad_dtype: self.state_dtype.dtype(),
-            ..*self
-        }
-    }
 }
 
 // SAFETY: a job is a description; the threads of a step access disjoint ranges of its buffers.

@@ -30,14 +30,14 @@ mod cuda;
 mod error;
 pub mod ffi;
 mod float_environment;
-#[cfg(feature = "forced-paths")]
-pub mod forced;
-#[cfg(not(feature = "forced-paths"))]
-mod forced;
 mod job;
 mod memory;
 mod optimizer;
 pub mod rule;
+#[cfg(feature = "forced-paths")]
+pub mod test_paths;
+#[cfg(not(feature = "forced-paths"))]
+mod test_paths;
 
 pub use buffer::{GradRef, ParamMut};
 pub use config::{

@@ -12,10 +12,10 @@ use harness::parallel_for::{backwards, scattered};
 use harness::places::places;
 use mofo::{Dtype, Filter, Options, ParallelFor, Rounding, StateDtype, StepArgs, WeightDecayScope};
 
-/// Lengths around the lanes of every tier, the tiles of the loops, the chunk of the norm, and the size
-/// above which the threads share a block.
+/// Lengths around the lanes of every tier, the tiles of the loops, segments, the chunk of the norm, and the sizes
+/// above which a block has lists, and the threads share it.
 const LENGTHS: [usize; 16] = [
-    1, 2, 7, 8, 9, 15, 16, 17, 63, 1023, 1025, 4096, 4097, 65_536, 65_537, 70_035,
+    1, 2, 7, 8, 9, 15, 17, 63, 64, 65, 1025, 4096, 4097, 32_768, 32_769, 70_035,
 ];
 
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];

@@ -11,7 +11,7 @@ const LAYERS: &[&[&str]] = &[
     &["backend"],
     &["cpu", "cuda"],
     &["job"],
-    &["forced"],
+    &["test_paths"],
     &["rule"],
     &["buffer", "memory", "float_environment"],
     &["config"],

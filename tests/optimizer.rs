@@ -7,8 +7,7 @@ use std::ffi::c_void;
 use half::{bf16, f16};
 use harness::places::tiers;
 use mofo::{
-    Buffers, CpuTier, Dtype, ErrorKind, Optimizer, Options, ParamMut, StepArgs, TensorBinding,
-    TensorSpec,
+    Buffers, Dtype, ErrorKind, Optimizer, Options, ParamMut, StepArgs, TensorBinding, TensorSpec,
 };
 
 fn options() -> Options {
@@ -84,56 +83,192 @@ fn a_restored_master_is_taken_as_it_is() {
     );
 }
 
-#[test]
-fn a_parameter_is_the_rounding_of_its_master_whatever_it_was() {
+/// A 16-bit type of parameters.
+trait Half: Copy + PartialEq + std::fmt::Debug
+where
+    for<'a> &'a mut [Self]: Into<ParamMut<'a>>,
+{
+    const DTYPE: Dtype;
+    fn round(x: f32) -> Self;
+}
+
+impl Half for bf16 {
+    const DTYPE: Dtype = Dtype::BF16;
+    fn round(x: f32) -> Self {
+        Self::from_f32(x)
+    }
+}
+
+impl Half for f16 {
+    const DTYPE: Dtype = Dtype::F16;
+    fn round(x: f32) -> Self {
+        Self::from_f32(x)
+    }
+}
+
+/// Runs a check in all tiers for both types, for a tiny block, one for one thread and one that all threads share, and where
+/// few or most entries move.
+fn with_masters(check: impl Fn(Options, usize, bool)) {
     for &tier in tiers() {
-        // A block for one thread, and one that all threads share.
-        for numel in [5_000, 70_001] {
-            overwritten_parameter(tier, Dtype::BF16, numel, bf16::from_f32);
-            overwritten_parameter(tier, Dtype::F16, numel, f16::from_f32);
+        for numel in [50, 5_000, 70_001] {
+            for update_fraction in [0.03, 0.6] {
+                for is_f16 in [false, true] {
+                    let options = Options {
+                        master_weights: true,
+                        update_fraction,
+                        num_threads: 2,
+                        cpu_tier: Some(tier),
+                        ..options()
+                    };
+                    check(options, numel, is_f16);
+                }
+            }
         }
     }
 }
 
-/// Steps with a master copy, before each of which the parameter is overwritten.
-fn overwritten_parameter<T>(tier: CpuTier, dtype: Dtype, numel: usize, round: fn(f32) -> T)
+fn gradient(numel: usize) -> Vec<f32> {
+    (0..numel).map(|i| (i as f32).sin()).collect()
+}
+
+fn add_half<T: Half>(optimizer: &mut Optimizer, numel: usize)
 where
-    T: Copy + PartialEq + std::fmt::Debug,
     for<'a> &'a mut [T]: Into<ParamMut<'a>>,
 {
+    let spec = TensorSpec {
+        param_dtype: T::DTYPE,
+        ..TensorSpec::new("weight", numel as u64)
+    };
+    optimizer.add_tensor(&spec).unwrap();
+}
+
+fn master(optimizer: &Optimizer, numel: usize) -> Vec<f32> {
+    let master = optimizer.tensor_state(0).unwrap().master;
+    // SAFETY: the master copy has as many elements as the parameter, and no step runs.
+    unsafe { std::slice::from_raw_parts(master, numel) }.to_vec()
+}
+
+/// Steps a parameter in this buffer, of whose entries not all move. Those that do.
+fn step_half<T: Half>(optimizer: &mut Optimizer, param: &mut [T]) -> Vec<bool>
+where
+    for<'a> &'a mut [T]: Into<ParamMut<'a>>,
+{
+    let numel = param.len();
+    let grad = gradient(numel);
+    let before = master(optimizer, numel);
+    let has_started = optimizer.tensor_state(0).unwrap().step_count > 0;
+    let binding = TensorBinding::new(0, &mut *param, &grad[..]);
+    let report = optimizer
+        .step(&StepArgs::default(), &mut [binding])
+        .unwrap();
+    assert!(0 < report.entries_selected && report.entries_selected < numel as u64);
+    let after = master(optimizer, numel);
+    let moved: Vec<bool> = before.iter().zip(&after).map(|(a, b)| a != b).collect();
+    let count = moved.iter().filter(|moved| **moved).count() as u64;
+    assert!(!has_started || count == report.entries_selected);
+    moved
+}
+
+#[track_caller]
+fn check_rounded<T: Half>(optimizer: &Optimizer, param: &[T])
+where
+    for<'a> &'a mut [T]: Into<ParamMut<'a>>,
+{
+    let master = master(optimizer, param.len());
+    for (i, (&p, &master)) in param.iter().zip(&master).enumerate() {
+        assert_eq!(p, T::round(master), "entry {i}");
+    }
+}
+
+#[test]
+fn a_parameter_becomes_the_rounding_of_its_master_wherever_it_is_bound() {
+    fn check<T: Half>(options: &Options, numel: usize)
+    where
+        for<'a> &'a mut [T]: Into<ParamMut<'a>>,
+    {
+        let mut optimizer = Optimizer::new(options.clone()).unwrap();
+        add_half::<T>(&mut optimizer, numel);
+        let start = gradient(numel).into_iter().map(|x| T::round(x - 0.3));
+        // Both are there all the time, so that neither has the address of the other.
+        let mut one: Vec<T> = start.collect();
+        let mut other = vec![T::round(7.0); numel];
+        for step in 0..5 {
+            let (bound, free) = if step % 4 < 2 {
+                (&mut one, &mut other)
+            } else {
+                (&mut other, &mut one)
+            };
+            step_half(&mut optimizer, &mut bound[..]);
+            check_rounded(&optimizer, bound);
+            free.fill(T::round(7.0));
+        }
+    }
+    with_masters(|options, numel, is_f16| match is_f16 {
+        false => check::<bf16>(&options, numel),
+        true => check::<f16>(&options, numel),
+    });
+}
+
+/// Whoever writes into a parameter between two steps keeps that, where no entry moves.
+#[test]
+fn entries_that_stay_are_not_written_where_a_parameter_stays() {
     let options = Options {
         master_weights: true,
         update_fraction: 0.03,
         num_threads: 2,
-        cpu_tier: Some(tier),
         ..options()
     };
-    let mut optimizer = Optimizer::new(options).unwrap();
-    let spec = TensorSpec {
-        param_dtype: dtype,
-        ..TensorSpec::new("weight", numel as u64)
-    };
-    optimizer.add_tensor(&spec).unwrap();
-    let grad: Vec<f32> = (0..numel).map(|i| (i as f32).sin()).collect();
-    let mut param: Vec<T> = grad.iter().map(|x| round(x - 0.3)).collect();
-    for step in 0..3 {
-        let binding = TensorBinding::new(0, &mut param[..], &grad[..]);
-        let report = optimizer
-            .step(&StepArgs::default(), &mut [binding])
-            .unwrap();
-        assert!(report.entries_selected > 0 && report.entries_selected < numel as u64 / 10);
-        let master = optimizer.tensor_state(0).unwrap().master;
-        // SAFETY: the master copy has as many elements as the parameter, and no step runs.
-        let master = unsafe { std::slice::from_raw_parts(master, numel) };
-        for (i, (&p, &master)) in param.iter().zip(master).enumerate() {
-            assert_eq!(
-                p,
-                round(master),
-                "entry {i} of {numel} {dtype:?} after step {step} in tier {tier:?}"
-            );
+    for numel in [5_000, 70_001] {
+        let mut optimizer = Optimizer::new(options.clone()).unwrap();
+        add_half::<bf16>(&mut optimizer, numel);
+        let mut param = vec![bf16::ONE; numel];
+        step_half(&mut optimizer, &mut param);
+        param.fill(bf16::from_f32(7.0));
+        let moved = step_half(&mut optimizer, &mut param);
+        let master = master(&optimizer, numel);
+        for i in 0..numel {
+            let expected = if moved[i] { master[i] } else { 7.0 };
+            assert_eq!(param[i], bf16::from_f32(expected), "entry {i} of {numel}");
         }
-        param.fill(round(7.0));
+        // A new step count says that memory may be another's.
+        param.fill(bf16::from_f32(7.0));
+        optimizer.set_step_count(0, 9).unwrap();
+        step_half(&mut optimizer, &mut param);
+        check_rounded(&optimizer, &param);
     }
+}
+
+#[test]
+fn a_parameter_becomes_the_rounding_of_a_master_that_was_brought() {
+    fn check<T: Half>(options: &Options, numel: usize)
+    where
+        for<'a> &'a mut [T]: Into<ParamMut<'a>>,
+    {
+        let mut optimizer = Optimizer::new(options.clone()).unwrap();
+        let mut brought: Vec<f32> = gradient(numel).iter().map(|x| 3.0 + x / 3.0).collect();
+        let before = brought.clone();
+        let buffers = Buffers {
+            master: brought.as_mut_ptr().cast(),
+            ..Buffers::default()
+        };
+        let spec = TensorSpec {
+            param_dtype: T::DTYPE,
+            step_count: 5,
+            ..TensorSpec::new("weight", numel as u64)
+        };
+        // SAFETY: the buffer has as many elements, and outlives the optimizer's last step.
+        unsafe { optimizer.add_tensor_with_buffers(&spec, buffers).unwrap() };
+        let mut param = vec![T::round(7.0); numel];
+        let moved = step_half(&mut optimizer, &mut param);
+        check_rounded(&optimizer, &param);
+        for i in 0..numel {
+            assert_eq!(brought[i] != before[i], moved[i], "entry {i}");
+        }
+    }
+    with_masters(|options, numel, is_f16| match is_f16 {
+        false => check::<bf16>(&options, numel),
+        true => check::<f16>(&options, numel),
+    });
 }
 
 fn bind(optimizer: &mut Optimizer, name: &str, param: *mut f32, grad: *const f32) {

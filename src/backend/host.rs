@@ -6,7 +6,7 @@ use super::{State, StateMemory};
 use crate::config::{CpuTier, Options, TensorSpec};
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
-use crate::job::{Job, Outcome, Participant, Progress, StepRequest, TensorBuffers};
+use crate::job::{Job, Outcome, Participant, Progress, StepBefore, StepRequest, TensorBuffers};
 use crate::memory::{self, PARTS, Placement, try_reserve, try_reserve_one, try_with_capacity};
 use crate::rule::norm;
 use crate::rule::scalars::Scalars;
@@ -15,17 +15,33 @@ use crate::rule::scalars::Scalars;
 #[derive(Debug)]
 pub(crate) struct Host {
     cpu: Cpu,
-    /// Of every tensor, by index.
-    progress: Vec<Progress>,
+    /// By index.
+    tensors: Vec<Tensor>,
     /// Kept for its memory.
     jobs: Vec<Job>,
+}
+
+/// What is known of a tensor between steps.
+#[derive(Clone, Copy, Debug)]
+struct Tensor {
+    progress: Progress,
+    before: StepBefore,
+}
+
+impl Tensor {
+    fn new(progress: Progress) -> Self {
+        Self {
+            progress,
+            before: StepBefore::NONE,
+        }
+    }
 }
 
 impl Host {
     pub(super) fn new(options: &Options) -> Result<Self> {
         Ok(Self {
             cpu: Cpu::new(options)?,
-            progress: Vec::new(),
+            tensors: Vec::new(),
             jobs: Vec::new(),
         })
     }
@@ -67,8 +83,8 @@ impl Host {
         _: &TensorBuffers,
         progress: Progress,
     ) -> Result<()> {
-        try_reserve_one(&mut self.progress, "the tensor list")?;
-        self.progress.push(progress);
+        try_reserve_one(&mut self.tensors, "the tensor list")?;
+        self.tensors.push(Tensor::new(progress));
         Ok(())
     }
 
@@ -79,11 +95,11 @@ impl Host {
     pub(super) fn bind(&mut self, _: usize, _: *mut u8, _: *const u8) {}
 
     pub(super) fn progress(&self, index: usize) -> Result<Progress> {
-        Ok(self.progress[index])
+        Ok(self.tensors[index].progress)
     }
 
     pub(super) fn set_progress(&mut self, index: usize, progress: Progress) -> Result<()> {
-        self.progress[index] = progress;
+        self.tensors[index] = Tensor::new(progress);
         Ok(())
     }
 
@@ -95,10 +111,14 @@ impl Host {
         // SAFETY: the caller's promise about the participants, which the jobs are of.
         let outcome = unsafe { self.cpu.step(&mut self.jobs, &request.gradients)? };
         if !outcome.skipped {
-            for participant in request.participants {
-                let progress = &mut self.progress[participant.index];
-                progress.step_count += 1;
-                progress.master_started = true;
+            for (participant, job) in request.participants.iter().zip(&self.jobs) {
+                let tensor = &mut self.tensors[participant.index];
+                tensor.progress.step_count += 1;
+                tensor.progress.master_started = true;
+                tensor.before = StepBefore {
+                    rank: job.rank,
+                    param: job.param,
+                };
             }
         }
         Ok(outcome)
@@ -125,11 +145,11 @@ impl Host {
         self.jobs.clear();
         try_reserve(&mut self.jobs, participants.len(), "the work of a step")?;
         for participant in participants {
-            let progress = self.progress[participant.index];
+            let Tensor { progress, before } = self.tensors[participant.index];
             let scalars = scalars(participant, progress)
                 .map_err(|error| error.in_tensor((request.name)(participant.index)))?;
             self.jobs
-                .push(participant.job(request.options, progress, scalars));
+                .push(participant.job(request.options, progress, scalars, before));
         }
         Ok(())
     }
@@ -158,7 +178,7 @@ impl Host {
 
     pub(super) fn bookkeeping_bytes(&self) -> u64 {
         let jobs = self.jobs.capacity() * size_of::<Job>();
-        (jobs + self.progress.capacity() * size_of::<Progress>()) as u64
+        (jobs + self.tensors.capacity() * size_of::<Tensor>()) as u64
     }
 }
 

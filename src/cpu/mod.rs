@@ -1,40 +1,29 @@
 //! The CPU backend.
 //!
-//! Large blocks are stepped on an estimated threshold in one pass over memory, everything else once its threshold
-//! is known: see `docs/architecture.md`. Whatever can fail, checks and allocations, comes before the first write.
+//! Blocks are stepped in four phases, estimate, collect, decide, apply: see `docs/architecture.md`. Whatever can fail,
+//! checks and allocations, comes before the first write.
 
-#[cfg(target_arch = "x86_64")]
-mod avx2;
-#[cfg(target_arch = "x86_64")]
-mod avx512;
-mod callback;
-mod element;
-mod estimate;
-mod executor;
+mod disjoint;
 mod kernels;
-mod plan;
-mod pool;
-mod portable;
-mod runs;
-mod sample;
-mod search;
-mod select;
-mod tier;
-mod vector;
+mod partition;
+mod phases;
+mod simd;
+mod threads;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::config::{CpuTier, Options};
+use crate::config::{CpuTier, Dtype, Options};
 use crate::error::Result;
 use crate::job::{GradientRequest, Job, Outcome};
 use crate::memory::try_reserve;
+use crate::rule::convert::{f32_to_bf16_nearest, f32_to_f16_nearest};
 use crate::rule::norm::{self, CHUNK};
 use crate::rule::scalars::gradient_factor;
-use estimate::Estimates;
-use executor::{Executor, Incomplete};
-use plan::{Piece, is_searched};
-use select::{Range, threshold_of_small_block};
-use tier::Kernels;
+use disjoint::Disjoint;
+use kernels::Kernels;
+use partition::Piece;
+use phases::{LargeBlocks, Range, SmallBlocks};
+use threads::{Executor, Incomplete};
 
 #[derive(Debug)]
 pub(crate) struct Cpu {
@@ -48,7 +37,7 @@ pub(crate) struct Cpu {
 struct Scratch {
     starting: Vec<Piece>,
     pieces: Vec<Piece>,
-    estimates: Estimates,
+    blocks: LargeBlocks,
     sums: Vec<f64>,
 }
 
@@ -69,10 +58,10 @@ impl Cpu {
         let Scratch {
             starting,
             pieces,
-            estimates,
+            blocks,
             sums,
         } = &self.scratch;
-        (bytes_of(starting) + bytes_of(pieces) + estimates.bytes() + bytes_of(sums)) as u64
+        (bytes_of(starting) + bytes_of(pieces) + blocks.bytes() + bytes_of(sums)) as u64
     }
 
     /// See [`crate::backend::Backend::step`].
@@ -109,19 +98,19 @@ impl Cpu {
             job.scalars.s = s;
         }
 
-        plan::cut_for_start(jobs, &mut self.scratch.starting)?;
-        plan::cut_for_update(jobs, &mut self.scratch.pieces)?;
+        partition::cut_for_start(jobs, &mut self.scratch.starting)?;
+        partition::cut_for_step(jobs, &mut self.scratch.pieces)?;
         let threads = self.executor.width();
-        self.scratch.estimates.prepare(jobs, threads)?;
+        self.scratch.blocks.prepare(jobs, threads)?;
         self.executor.probe(entries)?;
         // From here on nothing fails but by a panic.
         // SAFETY: the caller's promise; each touches what the jobs describe, one after the other.
         let (stepped, selected) = unsafe {
             self.start_state(jobs)?;
-            self.search(jobs)?;
-            let Scratch { estimates, .. } = &mut self.scratch;
-            let stepped = estimates.step(self.kernels, &mut self.executor, jobs)?;
-            (stepped, self.update(jobs)?)
+            let selected = self.step_pieces(jobs)?;
+            let Scratch { blocks, .. } = &mut self.scratch;
+            let stepped = blocks.step(self.kernels, &mut self.executor, jobs)?;
+            (stepped, selected)
         };
         Ok(Outcome {
             grad_norm,
@@ -141,15 +130,14 @@ impl Cpu {
         let entries = jobs.iter().map(|job| job.numel).sum();
         self.executor.prepare(entries)?;
         let Scratch { pieces, sums, .. } = &mut self.scratch;
-        let chunks = plan::cut_for_norm(jobs, pieces)?;
+        let chunks = partition::cut_for_norm(jobs, pieces)?;
         sums.clear();
         try_reserve(sums, chunks, "the gradient norm")?;
         sums.resize(chunks, 0.0);
 
-        let out = SharedSlice(sums.as_mut_ptr());
+        let out = Disjoint::new(&mut sums[..]);
         let (kernels, pieces) = (self.kernels, &*pieces);
         let sum_piece = |i: usize| {
-            let out = &out;
             let piece = &pieces[i];
             let job = &jobs[piece.job];
             for (chunk, offset) in (0..piece.len).step_by(CHUNK).enumerate() {
@@ -158,7 +146,7 @@ impl Cpu {
                 // the `chunks` ones.
                 unsafe {
                     let sum = kernels::sum_of_squares(kernels, job, piece.start + offset, len);
-                    out.0.add(piece.slot + chunk).write(sum);
+                    out.slice_mut(piece.slot + chunk, 1)[0] = sum;
                 }
             }
         };
@@ -168,7 +156,7 @@ impl Cpu {
         // The tensors' sums take the places of the first chunks, which were folded by then.
         let mut start = 0;
         for (i, job) in jobs.iter().enumerate() {
-            let end = start + plan::chunks_of(job.numel);
+            let end = start + partition::chunks_of(job.numel);
             sums[i] = norm::fold(&mut sums[start..end]);
             start = end;
         }
@@ -192,61 +180,43 @@ impl Cpu {
             .for_each(pieces.len(), entries, Incomplete::Finish, start)
     }
 
-    /// Finds the thresholds of large blocks that must be known before the pass, one block after the other.
+    /// Steps the tensors in which everything moves, and those of small blocks; how many entries moved.
     ///
     /// # Safety
     ///
     /// As for [`Cpu::step`].
-    unsafe fn search(&mut self, jobs: &[Job]) -> Result<()> {
-        let space = self.scratch.estimates.search_space();
-        for job in jobs.iter().filter(|job| is_searched(job)) {
-            let blocks = (0..job.numel).step_by(job.block_numel as usize);
-            for (i, start) in blocks.enumerate() {
-                let block = Range {
-                    start,
-                    len: job.block_numel,
-                };
-                // SAFETY: the caller's promise; `prepare` made room for every search. A job has a threshold for
-                // every block.
-                unsafe {
-                    let (kernels, executor) = (self.kernels, &mut self.executor);
-                    let place = job.thresholds.add(i);
-                    let hint = place.read();
-                    let found = search::threshold(kernels, executor, job, block, hint, space)?;
-                    place.write(found);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The pass that updates all but the estimated blocks; how many entries moved.
-    ///
-    /// # Safety
-    ///
-    /// As for [`Cpu::step`]; the thresholds of large blocks are known.
-    unsafe fn update(&mut self, jobs: &[Job]) -> Result<u64> {
+    unsafe fn step_pieces(&mut self, jobs: &[Job]) -> Result<u64> {
         let selected = AtomicU64::new(0);
         let kernels = self.kernels;
-        let pieces = &self.scratch.pieces;
+        let Scratch { pieces, blocks, .. } = &mut self.scratch;
+        let pieces = &*pieces;
         let entries = pieces.iter().map(|piece| piece.len).sum();
-        let update_piece = |i: usize| {
+        let small_blocks = blocks.small_blocks(kernels, self.executor.width());
+        let step_piece = |small_blocks: &mut Option<SmallBlocks<'_>>, i: usize| {
             let piece = &pieces[i];
             // SAFETY: a range of the job, which no other piece shares.
-            let moved = unsafe { update_piece(kernels, &jobs[piece.job], piece) };
+            let moved =
+                unsafe { step_piece(kernels, &jobs[piece.job], piece, small_blocks.as_mut()) };
             selected.fetch_add(moved, Ordering::Relaxed);
         };
-        self.executor
-            .for_each(pieces.len(), entries, Incomplete::Finish, update_piece)?;
+        self.executor.for_each_with(
+            pieces.len(),
+            entries,
+            Incomplete::Finish,
+            small_blocks,
+            step_piece,
+            |_| (),
+        )?;
         Ok(selected.into_inner())
     }
 }
 
-/// Gives one piece what it starts from: moments zero, master from the parameter, as far as the job asks for it.
+/// Gives one piece what it starts from: moments zero, master from the parameter or the other way round, as far as the job
+/// asks for it.
 ///
 /// # Safety
 ///
-/// As for [`kernels::step()`].
+/// As for [`kernels::adamw`].
 unsafe fn start_piece(kernels: &Kernels, job: &Job, piece: &Piece) {
     if job.starts_moments {
         let size = job.state_dtype.size();
@@ -264,78 +234,67 @@ unsafe fn start_piece(kernels: &Kernels, job: &Job, piece: &Piece) {
             (kernels.widen)(job.param_dtype, from, len, job.master.add(start));
         }
     }
+    if job.starts_param {
+        // SAFETY: as above; parameters with a master copy have 16 bits.
+        unsafe {
+            let (start, len) = (piece.start as usize, piece.len as usize);
+            let master = std::slice::from_raw_parts(job.master.add(start), len);
+            let param = std::slice::from_raw_parts_mut(job.param.cast::<u16>().add(start), len);
+            let round = match job.param_dtype {
+                Dtype::F16 => f32_to_f16_nearest,
+                _ => f32_to_bf16_nearest,
+            };
+            for (param, &master) in param.iter_mut().zip(master) {
+                *param = round(master);
+            }
+        }
+    }
 }
 
-/// Updates one piece, finding the thresholds of small blocks on the way.
+/// Steps one piece; how many entries moved.
 ///
 /// # Safety
 ///
-/// As for [`kernels::step()`]; a piece of small blocks consists of whole blocks.
-unsafe fn update_piece(kernels: &Kernels, job: &Job, piece: &Piece) -> u64 {
-    let step = |start, len, threshold: u32| {
-        // SAFETY: the caller's promise.
-        unsafe { kernels::step(kernels, job, (start, len), threshold) }
-    };
-    let threshold_of = |block: u64| job.thresholds.wrapping_add(block as usize);
+/// As for [`kernels::adamw`]; a piece consists of whole blocks, unless everything moves.
+unsafe fn step_piece(
+    kernels: &Kernels,
+    job: &Job,
+    piece: &Piece,
+    small_blocks: Option<&mut SmallBlocks<'_>>,
+) -> u64 {
     let first_block = piece.start.div_ceil(job.block_numel);
-    if job.everything_moves {
-        let end_block = (piece.start + piece.len).div_ceil(job.block_numel);
-        for block in first_block..end_block {
-            // SAFETY: a job has a threshold for every block; this one starts in this piece alone.
-            unsafe { threshold_of(block).write(0) };
-        }
-        return step(piece.start, piece.len, 0);
-    }
-    if piece.is_large {
-        // SAFETY: as above; a piece of a large block lies within that block.
-        let threshold = unsafe { threshold_of(piece.start / job.block_numel).read() };
-        return step(piece.start, piece.len, threshold.max(1));
-    }
-    let mut selected = 0;
-    for block in first_block..first_block + piece.len / job.block_numel {
-        let start = block * job.block_numel;
-        // SAFETY: the block lies within the piece (the caller's promise), and has a threshold.
-        let threshold = unsafe {
-            let range = Range {
-                start,
-                len: job.block_numel,
-            };
-            let hint = threshold_of(block).read();
-            let threshold = threshold_of_small_block(kernels, job, range, hint);
-            threshold_of(block).write(threshold);
-            threshold
+    let end_block = (piece.start + piece.len).div_ceil(job.block_numel);
+    // SAFETY: a job has a threshold for every block; these start in this piece alone.
+    let thresholds = unsafe {
+        let first = job.thresholds.add(first_block as usize);
+        std::slice::from_raw_parts_mut(first, (end_block - first_block) as usize)
+    };
+    // Work space is made for small blocks wherever there are any.
+    let Some(small_blocks) = small_blocks.filter(|_| !job.everything_moves) else {
+        thresholds.fill(0);
+        // SAFETY: the caller's promise.
+        return unsafe { kernels::adamw(kernels, job, (piece.start, piece.len), 0) };
+    };
+    let mut moved = 0;
+    for (block, threshold) in (first_block..).zip(thresholds) {
+        let block = Range {
+            start: block * job.block_numel,
+            len: job.block_numel,
         };
-        selected += step(start, job.block_numel, threshold.max(1));
+        // SAFETY: the block lies within the piece (the caller's promise).
+        moved += unsafe { small_blocks.step(job, block, threshold) };
     }
-    selected
+    moved
 }
 
 /// At most how many bytes of work space a step of one such tensor needs.
 pub(crate) fn scratch_bound(options: &Options, numel: u64, num_blocks: u64) -> u64 {
-    let threads = executor::width(options);
-    let pieces = plan::most_pieces(numel, num_blocks) + numel.div_ceil(plan::PIECE);
+    let threads = threads::width(options);
+    let pieces = partition::most_pieces(numel) + numel.div_ceil(partition::PIECE);
     let pieces = pieces * size_of::<Piece>() as u64;
-    let sums = (plan::chunks_of(numel) * size_of::<f64>()) as u64;
-    pieces + estimate::bytes_bound(numel, num_blocks, threads) + sums
+    let sums = (partition::chunks_of(numel) * size_of::<f64>()) as u64;
+    pieces + phases::bytes_bound(numel, num_blocks, threads) + sums
 }
-
-/// Asks for the cache line of an address, which need not be valid.
-#[inline(always)]
-fn prefetch(address: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint, which never faults; every x86-64 processor has it.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
-}
-
-/// A vector that threads write disjoint elements of.
-struct SharedSlice(*mut f64);
-
-// SAFETY: whoever uses it makes sure that no two threads touch the same element.
-unsafe impl Sync for SharedSlice {}
 
 fn bytes_of<T>(vector: &Vec<T>) -> usize {
     vector.capacity() * size_of::<T>()

@@ -4,9 +4,9 @@ use super::layout;
 use super::tables::{Description, Record, space_bytes};
 use crate::config::{Dtype, Filter, Options, Rounding, TensorSpec, WeightDecayScope};
 use crate::error::Result;
-use crate::forced::{self, ForcedBracket};
 use crate::job::{Progress, StepRequest, everything_moves};
 use crate::rule::random::hash_name;
+use crate::test_paths::{self, BracketPath};
 
 /// A tensor without buffers.
 pub(super) fn describe(options: &Options, spec: &TensorSpec<'_>) -> Description {
@@ -80,7 +80,7 @@ pub(super) fn check_scalars(request: &StepRequest<'_>) -> Result<()> {
 
 /// What the kernels are given; the tables and the caller's pointers are still to be entered.
 pub(super) fn step(request: &StepRequest<'_>) -> layout::Step {
-    let forced = forced::current();
+    let paths = test_paths::current();
     let StepRequest {
         options, gradients, ..
     } = request;
@@ -122,14 +122,14 @@ pub(super) fn step(request: &StepRequest<'_>) -> layout::Step {
         skip_nonfinite: u32::from(gradients.skip_nonfinite),
         needs_sum: u32::from(gradients.needs_norm()),
         only_norm: 0,
-        forced_bracket: match forced.bracket {
-            ForcedBracket::Sampled => 0,
-            ForcedBracket::TooLow => 1,
-            ForcedBracket::TooHigh => 2,
-            ForcedBracket::Anywhere => 3,
-            ForcedBracket::Exactly => 4,
+        forced_bracket: match paths.bracket {
+            BracketPath::Sampled => 0,
+            BracketPath::TooLow => 1,
+            BracketPath::TooHigh => 2,
+            BracketPath::Anywhere => 3,
+            BracketPath::Exactly => 4,
         },
-        no_room: u32::from(forced.no_room),
+        no_room: u32::from(paths.no_room),
         digit: 0,
         reserved: 0,
     }

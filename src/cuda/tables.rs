@@ -7,9 +7,9 @@ use std::sync::Arc;
 use super::driver::{Context, Memory};
 use super::layout::{self, BLOCK_BYTES, Block, CONTROL_BYTES, CONTROL_GRAD_NORM, LINE, WORK_BYTES};
 use crate::error::Result;
-use crate::forced;
 use crate::job::Progress;
 use crate::memory::{try_reserve, try_with_capacity};
+use crate::test_paths;
 
 /// Blocks up to this size are stepped by one block of threads, threshold and all.
 const WHOLE_BLOCK: u64 = 1 << 15;
@@ -83,7 +83,7 @@ impl Space {
         }
         let numel = description.record.block_numel;
         let large = Self::lay_out(description, true);
-        let is_large = match forced::current().small_block {
+        let is_large = match test_paths::current().small_block {
             Some(most) => numel > most,
             None if is_many(description) => true,
             None => numel > WHOLE_BLOCK && large.bytes <= free,

@@ -35,10 +35,11 @@ pub struct mofo_step_report {
     /// taken: `MOFO_ERROR_NOT_FINITE`, or `MOFO_ERROR_INVALID_ARGUMENT` if a step counter was at its end. Nothing but
     /// the report was changed then.
     pub status: i32,
-    /// Blocks whose threshold was estimated from a sample, and settled after the pass over them.
+    /// Blocks whose threshold was bracketed by a sample before the pass over them.
     pub blocks_estimated: u64,
     /// Those of them whose estimate was wrong, or left so much open that there was no room for it. The result is
-    /// exact all the same, but took longer. Of all that a step reports, only this may depend on the threads.
+    /// exact all the same, but took longer. On CUDA, of all that a step reports only
+    /// this may depend on the threads.
     pub estimates_failed: u64,
 }
 

@@ -87,10 +87,11 @@ pub struct StepReport {
     pub entries_selected: u64,
     /// The step was left out: `skip_nonfinite` is on and a gradient was not finite.
     pub skipped: bool,
-    /// Blocks whose threshold the step estimated from a sample, and settled after the pass over them.
+    /// Blocks whose threshold the step bracketed by a sample before the pass over them.
     pub blocks_estimated: u64,
     /// Those of them whose estimate was wrong, or left so much open that there was no room for it. Their thresholds
-    /// are exact all the same, but took longer. Of all that a step reports, only this may depend on the threads.
+    /// are exact all the same, but took longer. On CUDA, of all that a step reports only
+    /// this may depend on the threads.
     pub estimates_failed: u64,
 }
 

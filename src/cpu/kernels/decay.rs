@@ -1,75 +1,47 @@
-//! The loop that decays what did not move.
+//! The loop that decays every entry.
 
-use super::pass::Pass;
-use super::step::Thresholds;
-use super::walk::{Place, Uses, WIDENED, walk};
-use crate::cpu::element::{Param, Single};
-use crate::cpu::tier::Kernels;
-use crate::cpu::vector::{Vector, magnitude};
+use super::table::Kernels;
+use super::tiles::{Access, Moments, Tile, for_each_tile};
+use crate::cpu::simd::element::{Param, Single};
+use crate::cpu::simd::vector::Vector;
 use crate::job::Job;
 
-/// Decays those of the entries `start..start + len` that the step just taken with these thresholds did not move. Not a
-/// part of the loop that steps: that would be two loops for each pair of types, or slower.
+/// Decays the entries `start..start + len`.
 ///
 /// # Safety
 ///
-/// As for [`super::step()`]; there are thresholds for the range.
-pub(super) unsafe fn decay_others(
-    kernels: &Kernels,
-    job: &Job,
-    (start, len): (u64, u64),
-    thresholds: Thresholds,
-) {
-    let mut body = Decay { thresholds };
-    let tile = (kernels.decay)(job);
-    // SAFETY: the caller's promise.
-    unsafe {
-        walk(
-            kernels,
-            job,
-            (start, len),
-            Uses::Param,
-            WIDENED,
-            &mut body,
-            tile,
-        )
+/// The range lies within the job's tensor; the job's buffers are as large as it says, and nobody else uses parameter
+/// and master copy in this range.
+pub(in crate::cpu) unsafe fn decay(kernels: &Kernels, job: &Job, range: (u64, u64)) {
+    let access = Access {
+        grad: false,
+        moments: Moments::Unused,
+        param: true,
     };
+    let run = (kernels.decay)(job);
+    // SAFETY: the caller's promise.
+    unsafe { for_each_tile(kernels, job, range, access, &mut (), run) };
 }
 
-/// What [`decay_others`] keeps from tile to tile.
-pub(in crate::cpu) struct Decay {
-    thresholds: Thresholds,
-}
-
-impl Decay {
-    /// A [`Tile`](super::walk::Tile).
-    ///
-    /// # Safety
-    ///
-    /// As there.
-    #[inline(always)]
-    pub(in crate::cpu) unsafe fn tile<V: Vector, P: Param<V>>(
-        &mut self,
-        pass: &Pass,
-        place: Place,
-        first: u32,
-        len: usize,
-    ) {
-        let entries = V::lane_numbers() + V::uint(first);
-        let everywhere = V::equal(entries, entries);
-        for group in 0..len.div_ceil(V::LANES) {
-            let (place, entries) = place.group::<V, P, Single>(entries, group);
-            // SAFETY: the caller's promise; there are thresholds for all groups.
-            unsafe {
-                let m = V::load_f32(place.exp_avg.cast());
-                let threshold = self.thresholds.load::<V>(group);
-                let moved = V::finite(m) & V::at_least(magnitude::<V>(m), threshold);
-                let old = P::load(place.param, place.master);
-                let new = pass.encode::<V, P>(pass.decayed::<V, P>(old), entries);
-                P::store(place.param, place.master, new, old, moved ^ everywhere);
-            }
-            V::end_group();
+/// A [`Loop`](super::tiles::Loop).
+///
+/// # Safety
+///
+/// As there.
+#[inline(always)]
+pub(super) unsafe fn tile<V: Vector, P: Param<V>>(tile: Tile<'_>) {
+    let everywhere = V::equal(V::uint(0), V::uint(0));
+    for group in 0..tile.groups::<V>() {
+        let at = tile.pointers.group::<V, P, Single>(group);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let old = P::load(at.param, at.master);
+            let decayed = tile.arithmetic.decayed::<V, P>(old);
+            let new = tile
+                .arithmetic
+                .encode::<V, P>(decayed, tile.entries::<V>(group));
+            P::store(at.param, at.master, new, old, everywhere);
         }
-        self.thresholds.skip(len);
+        V::end_group();
     }
 }

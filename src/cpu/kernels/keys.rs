@@ -1,32 +1,20 @@
 //! The loops that look at keys and change nothing.
 
-use super::pass::Pass;
-use super::walk::{LONG_TILE, Place, Uses, walk};
-use crate::config::Filter;
-use crate::cpu::element::{Moment, Single, load_grad};
-use crate::cpu::sample::LINE;
-use crate::cpu::tier::Kernels;
-use crate::cpu::vector::{MAX_LANES, Vector};
+use super::arithmetic::Arithmetic;
+use super::pointers::Pointers;
+use super::table::Kernels;
+use super::tiles::{Access, Moments, Tile, Widened, for_each_tile};
+use crate::cpu::simd::element::{Moment, Single};
+use crate::cpu::simd::vector::{MAX_LANES, Vector, magnitude};
 use crate::job::Job;
+use crate::rule::convert::INFINITE;
 
-/// The keys of one group of lanes.
-///
-/// # Safety
-///
-/// A group of lanes is readable at `place`.
-#[inline(always)]
-unsafe fn keys_of<V: Vector, S: Moment<V>, const MOMENTUM: bool>(
-    pass: &Pass,
-    place: Place,
-    entries: V::U,
-) -> V::U {
-    // SAFETY: the caller's promise.
-    let (g, m, v) = unsafe { pass.moments::<V, S>(place, entries) };
-    let (filtered, may_move) = pass.filtered::<V, MOMENTUM>(g, m, v, entries);
-    V::keep(may_move, filtered)
-}
+/// Entries that are sampled together: two cache lines of f32 gradients, which most processors fetch together.
+pub(in crate::cpu) const LINE: usize = 32;
+const _: () = assert!(LINE.is_multiple_of(MAX_LANES));
 
-/// Writes the keys that the entries `start..start + len` will have in this step to `keys`. Changes nothing.
+/// Writes the magnitudes that the first moments of the entries `start..start + len` will have in this step to `keys`,
+/// 0 for what is not finite. Changes nothing.
 ///
 /// # Safety
 ///
@@ -35,24 +23,18 @@ unsafe fn keys_of<V: Vector, S: Moment<V>, const MOMENTUM: bool>(
 pub(in crate::cpu) unsafe fn keys(
     kernels: &Kernels,
     job: &Job,
-    start: u64,
-    len: usize,
+    (start, len): (u64, usize),
     keys: *mut u32,
 ) {
-    let mut body = Keys { to: keys };
-    let tile = (kernels.keys)(job);
-    // SAFETY: the caller's promise.
-    unsafe {
-        walk(
-            kernels,
-            job,
-            (start, len as u64),
-            Uses::Grad,
-            LONG_TILE,
-            &mut body,
-            tile,
-        )
+    let access = Access {
+        grad: true,
+        moments: Moments::Read,
+        param: false,
     };
+    let mut body = Keys { to: keys };
+    let run = (kernels.keys)(job);
+    // SAFETY: the caller's promise.
+    unsafe { for_each_tile(kernels, job, (start, len as u64), access, &mut body, run) };
 }
 
 /// What [`keys()`] keeps from tile to tile.
@@ -61,203 +43,130 @@ pub(in crate::cpu) struct Keys {
 }
 
 impl Keys {
-    /// A [`Tile`](super::walk::Tile). `MOMENTUM` says that the filter is that one.
+    /// A [`Loop`](super::tiles::Loop).
     ///
     /// # Safety
     ///
     /// As there.
     #[inline(always)]
-    pub(in crate::cpu) unsafe fn tile<V: Vector, S: Moment<V>, const MOMENTUM: bool>(
-        &mut self,
-        pass: &Pass,
-        place: Place,
-        first: u32,
-        len: usize,
-    ) {
-        let entries = V::lane_numbers() + V::uint(first);
-        for group in 0..len.div_ceil(V::LANES) {
-            let (place, entries) = place.group::<V, Single, S>(entries, group);
+    pub(in crate::cpu) unsafe fn tile<V: Vector, S: Moment<V>>(&mut self, tile: Tile<'_>) {
+        for group in 0..tile.groups::<V>() {
+            let at = tile.pointers.group::<V, Single, S>(group);
             // SAFETY: the caller's promise; there is room for all keys and a group more.
             unsafe {
-                let keys = keys_of::<V, S, MOMENTUM>(pass, place, entries);
+                let (m, _) = tile
+                    .arithmetic
+                    .moments::<V, S>(at, tile.entries::<V>(group));
+                let keys = V::keep(V::finite(m), magnitude::<V>(m));
                 V::store_u32(self.to.add(group * V::LANES), keys);
             }
             V::end_group();
         }
-        self.to = self.to.wrapping_add(len);
+        self.to = self.to.wrapping_add(tile.len);
     }
 }
 
-/// Writes the keys of some lines of [`LINE`] entries to `keys`, for a sample: where a line crosses a multiple of 2^32
-/// entries, random bits behind it are not those of the step.
-///
-/// # Safety
-///
-/// As for [`keys()`], for each line; `keys` has room for all lines.
-pub(in crate::cpu) unsafe fn lines(kernels: &Kernels, job: &Job, starts: &[u64], keys: *mut u32) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        if job.filter == Filter::Momentum {
-            (kernels.lines)(job)(job, starts, keys);
-        } else {
-            for (i, &start) in starts.iter().enumerate() {
-                super::keys(kernels, job, start, LINE, keys.add(i * LINE));
-            }
-        }
-    }
+/// Where the keys of sampled lines go.
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct Sampled {
+    /// [`LINE`] for each line: those of this step.
+    pub(in crate::cpu) keys: *mut u32,
+    /// One for each line: how many of its keys reached the threshold in the step before. 0 for other filters than
+    /// `momentum`, of whose keys nothing is left.
+    pub(in crate::cpu) before: *mut u32,
 }
 
-/// [`lines`] by momentum, in one loop: each is so short that a walk over it takes longer than what is done on the way.
+/// Computes the keys of some lines of [`LINE`] entries, for a sample: where a line crosses a multiple of 2^32 entries,
+/// random bits behind it are not those of the step.
 ///
 /// # Safety
 ///
-/// As there.
-#[inline(always)]
-pub(in crate::cpu) unsafe fn lines_by_momentum<V: Vector, S: Moment<V>>(
+/// As for [`keys()`], for each line; there is room for all lines.
+pub(in crate::cpu) unsafe fn lines(
+    kernels: &Kernels,
     job: &Job,
     starts: &[u64],
-    keys: *mut u32,
+    threshold_before: u32,
+    to: Sampled,
 ) {
-    const { assert!(LINE.is_multiple_of(MAX_LANES)) };
-    let mut grad = [0f32; LINE];
-    let mut to = keys;
-    for &start in starts {
-        let pass = Pass::new(job, (start >> 32) as u32);
-        let mut place = Place::of(job, start as usize);
-        place.grad = grad.as_ptr();
-        let size = job.grad_dtype.size();
-        let from = job.grad.wrapping_add(start as usize * size);
-        let entries = V::lane_numbers() + V::uint(start as u32);
-        for i in (0..LINE).step_by(V::LANES) {
-            // SAFETY: the line lies within the tensor (the caller's promise), and is a multiple of a group.
-            unsafe {
-                let widened = load_grad::<V>(job.grad_dtype, from.add(i * size));
-                V::store_f32(grad.as_mut_ptr().add(i), widened);
-            }
-        }
-        for group in 0..LINE / V::LANES {
-            let (place, entries) = place.group::<V, Single, S>(entries, group);
-            // SAFETY: as above; there is room for the line's keys.
-            unsafe {
-                let keys = keys_of::<V, S, true>(&pass, place, entries);
-                V::store_u32(to, keys);
-                to = to.add(V::LANES);
-            }
+    let run = (kernels.lines)(job);
+    let mut widened = Widened::new();
+    for (i, &start) in starts.iter().enumerate() {
+        let index = start as usize;
+        let mut pointers = Pointers::to_entry(job, index);
+        // SAFETY: the line lies within the tensor (the caller's promise); the loop is for the job's types, and has room.
+        unsafe {
+            pointers.grad = widened.grads(kernels.widen, job, index, LINE);
+            let tile = Tile {
+                arithmetic: &Arithmetic::new(job, (start >> 32) as u32),
+                pointers,
+                first: start as u32,
+                len: LINE,
+            };
+            let reached = run(tile, threshold_before, to.keys.add(i * LINE));
+            to.before.add(i).write(reached);
         }
     }
 }
 
-/// Keys that a threshold is expected to lie between, both included.
-pub(in crate::cpu) type Bracket = (u32, u32);
+/// The keys of one line, for any filter; how many reached the threshold in the step before.
+///
+/// # Safety
+///
+/// As for a [`Loop`](super::tiles::Loop).
+#[inline(always)]
+pub(super) unsafe fn line<V: Vector, S: Moment<V>, const MOMENTUM: bool>(
+    tile: Tile<'_>,
+    threshold_before: u32,
+    keys: *mut u32,
+) -> u32 {
+    let mut before = V::uint(0);
+    let reached_from = V::uint(threshold_before.max(1));
+    for group in 0..LINE / V::LANES {
+        let at = tile.pointers.group::<V, Single, S>(group);
+        let entries = tile.entries::<V>(group);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (m, v) = tile.arithmetic.moments::<V, S>(at, entries);
+            let key = if MOMENTUM {
+                let (old, _) = tile.arithmetic.stored::<V, S>(at);
+                let reached = V::within(magnitude::<V>(old), reached_from, V::uint(INFINITE));
+                before = V::tally(before, reached);
+                V::keep(V::finite(m), magnitude::<V>(m))
+            } else {
+                tile.arithmetic.keys::<V>(at, m, v, entries)
+            };
+            V::store_u32(keys.add(group * V::LANES), key);
+        }
+    }
+    V::sum(before)
+}
 
-/// What [`collect`] found.
-pub(in crate::cpu) struct Collected {
-    /// Keys above the bracket.
+/// Keys between two, both included.
+pub(in crate::cpu) type KeyRange = (u32, u32);
+
+/// What was found in keys.
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct Sifted {
+    /// Keys above the range.
     pub(in crate::cpu) above: u64,
     /// Keys inside it.
     pub(in crate::cpu) inside: usize,
 }
 
-/// Sorts the keys of the entries `start..start + len` into those above the bracket, which are
-/// counted, and those inside it, which are written to `found`. Changes nothing.
-///
-/// # Safety
-///
-/// As for [`keys()`]; `found` has room for `len` keys and [`MAX_LANES`] more.
-pub(in crate::cpu) unsafe fn collect(
-    kernels: &Kernels,
-    job: &Job,
-    start: u64,
-    len: usize,
-    bracket: Bracket,
-    found: *mut u32,
-) -> Collected {
-    if job.filter != Filter::Momentum {
-        // SAFETY: the caller's promise.
-        return unsafe {
-            keys(kernels, job, start, len, found);
-            (kernels.sift)(found, len, bracket, found)
-        };
-    }
-    let mut body = Collect {
-        bracket,
-        found,
-        above: 0,
-        inside: 0,
-    };
-    let tile = (kernels.collect)(job);
-    // SAFETY: the caller's promise.
-    unsafe {
-        walk(
-            kernels,
-            job,
-            (start, len as u64),
-            Uses::Grad,
-            LONG_TILE,
-            &mut body,
-            tile,
-        )
-    };
-    Collected {
-        above: body.above,
-        inside: body.inside,
-    }
-}
-
-/// What [`collect`] by momentum keeps from tile to tile.
-pub(in crate::cpu) struct Collect {
-    bracket: Bracket,
-    found: *mut u32,
-    above: u64,
-    inside: usize,
-}
-
-impl Collect {
-    /// A [`Tile`](super::walk::Tile).
-    ///
-    /// # Safety
-    ///
-    /// As there.
-    #[inline(always)]
-    pub(in crate::cpu) unsafe fn tile<V: Vector, S: Moment<V>>(
-        &mut self,
-        pass: &Pass,
-        place: Place,
-        first: u32,
-        len: usize,
-    ) {
-        let entries = V::lane_numbers() + V::uint(first);
-        let mut sift = Sift::<V>::new(self.bracket, self.found.wrapping_add(self.inside));
-        for group in 0..len.div_ceil(V::LANES) {
-            let (place, entries) = place.group::<V, Single, S>(entries, group);
-            place.prefetch_keys();
-            // SAFETY: the caller's promise; `found` has room for as many keys as there are entries, and for one more
-            // group.
-            unsafe {
-                let keys = keys_of::<V, S, true>(pass, place, entries);
-                // Of an incomplete group, the lanes behind the end do not count.
-                sift.add(keys, (len - group * V::LANES).min(V::LANES));
-            }
-        }
-        let Collected { above, inside } = sift.collected();
-        self.above += above;
-        self.inside += inside;
-    }
-}
-
-/// Sorts keys like [`collect`].
+/// Sorts keys into those above a range, which are counted, and those inside it, which are written to `found`.
 ///
 /// # Safety
 ///
 /// `len` keys are readable at `keys`; `found` has room for as many and [`MAX_LANES`] more. It may be the same place.
 #[inline(always)]
-pub(in crate::cpu) unsafe fn sift<V: Vector>(
+pub(super) unsafe fn sift<V: Vector>(
     keys: *const u32,
     len: usize,
-    bracket: Bracket,
+    range: KeyRange,
     found: *mut u32,
-) -> Collected {
-    let mut sift = Sift::<V>::new(bracket, found);
+) -> Sifted {
+    let mut sift = Sift::<V>::new(range, found);
     let rest = len % V::LANES;
     for i in (0..len - rest).step_by(V::LANES) {
         // SAFETY: the group lies within `len`; at most as many keys are found as were read.
@@ -273,10 +182,10 @@ pub(in crate::cpu) unsafe fn sift<V: Vector>(
             sift.add(V::bits(V::load_f32(group.as_ptr().cast())), rest);
         }
     }
-    sift.collected()
+    sift.sifted()
 }
 
-/// Sorts keys by a bracket.
+/// Sorts keys by a range.
 #[derive(Clone, Copy)]
 struct Sift<V: Vector> {
     low: V::U,
@@ -288,7 +197,7 @@ struct Sift<V: Vector> {
 
 impl<V: Vector> Sift<V> {
     #[inline(always)]
-    fn new((low, high): Bracket, found: *mut u32) -> Self {
+    fn new((low, high): KeyRange, found: *mut u32) -> Self {
         Self {
             low: V::uint(low),
             high: V::uint(high),
@@ -320,8 +229,8 @@ impl<V: Vector> Sift<V> {
     }
 
     #[inline(always)]
-    fn collected(self) -> Collected {
-        Collected {
+    fn sifted(self) -> Sifted {
+        Sifted {
             above: u64::from(V::sum(self.above)),
             inside: self.inside,
         }

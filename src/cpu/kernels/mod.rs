@@ -1,20 +1,23 @@
 //! The loops of a step. Each is written once, over a vector and the buffers' element types, as what is done with a tile of
-//! entries; `tier.rs` compiles that for every tier. What leads from tile to tile is compiled once.
+//! entries; `table.rs` compiles that for every instruction set. What leads from tile to tile is compiled once.
 
+mod adamw;
+mod apply;
+mod arithmetic;
+mod collect;
 mod decay;
 mod keys;
 mod norm;
-mod pass;
-mod settle;
-mod step;
-mod walk;
+mod pointers;
+mod table;
+#[cfg(test)]
+mod tests;
+mod tiles;
 
-pub(super) use decay::Decay;
-pub(super) use keys::{
-    Bracket, Collect, Collected, Keys, collect, keys, lines, lines_by_momentum, sift,
-};
-pub(super) use norm::{add_squares, sum_of_squares};
-pub(super) use pass::Pass;
-pub(super) use settle::{Settle, settle};
-pub(super) use step::{Bounds, Notes, Step, StepAndNote, step, step_and_note};
-pub(super) use walk::{Place, Tile, Widen, widen};
+pub(super) use adamw::{adamw, step_stored};
+pub(super) use apply::apply;
+pub(super) use collect::{Bracket, Candidates, collect, collect_stored};
+pub(super) use decay::decay;
+pub(super) use keys::{KeyRange, LINE, Sampled, keys, lines};
+pub(super) use norm::sum_of_squares;
+pub(super) use table::{Kernels, has_master};

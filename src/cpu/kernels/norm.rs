@@ -1,16 +1,16 @@
 //! The loop that sums squares of gradients.
 
-use super::walk::{WIDENED, Widened};
+use super::table::Kernels;
+use super::tiles::{TILE, Widened};
 use crate::config::Dtype;
-use crate::cpu::prefetch;
-use crate::cpu::tier::Kernels;
+use crate::cpu::simd::prefetch;
 use crate::job::Job;
 use crate::rule::norm::{LANES, fold_lanes};
 
 /// How many bytes ahead memory is asked for: the processor does so by itself, but not across pages.
 const AHEAD: usize = 4096;
 const CACHE_LINE: usize = 64;
-const _: () = assert!(WIDENED.is_multiple_of(LANES));
+const _: () = assert!(TILE.is_multiple_of(LANES));
 
 /// The sum of the squares of `len` gradients from entry `start` on: one chunk of the norm.
 ///
@@ -25,7 +25,7 @@ pub(in crate::cpu) unsafe fn sum_of_squares(
 ) -> f64 {
     let most = match job.grad_dtype {
         Dtype::F32 => len.max(1),
-        _ => WIDENED,
+        _ => TILE,
     };
     let mut lanes = [0f64; LANES];
     let mut widened = Widened::new();
@@ -33,9 +33,7 @@ pub(in crate::cpu) unsafe fn sum_of_squares(
         let n = most.min(len - first);
         // SAFETY: the entries lie within the range (the caller's promise).
         unsafe {
-            let entry = start as usize + first;
-            let from = job.grad.add(entry * job.grad_dtype.size());
-            let grad = widened.of(kernels.widen, job.grad_dtype, from, n);
+            let grad = widened.grads(kernels.widen, job, start as usize + first, n);
             (kernels.add_squares)(&mut lanes, grad, n);
         }
     }
@@ -49,7 +47,7 @@ pub(in crate::cpu) unsafe fn sum_of_squares(
 ///
 /// So many are readable at `grad`.
 #[inline(always)]
-pub(in crate::cpu) unsafe fn add_squares(lanes: &mut [f64; LANES], grad: *const f32, len: usize) {
+pub(super) unsafe fn add_squares(lanes: &mut [f64; LANES], grad: *const f32, len: usize) {
     let mut sums = *lanes;
     let rest = len % LANES;
     for i in (0..len - rest).step_by(LANES) {

@@ -1,9 +1,9 @@
 //! The arithmetic of `docs/numerics.md` on groups of lanes.
 
-use super::walk::Place;
+use super::pointers::Pointers;
 use crate::config::{Filter, Rounding};
-use crate::cpu::element::{Moment, Param, Round};
-use crate::cpu::vector::{
+use crate::cpu::simd::element::{Moment, Param, Round};
+use crate::cpu::simd::vector::{
     Vector, first_round, magnitude, other_rounds, other_rounds_high, uniform,
 };
 use crate::job::Job;
@@ -11,7 +11,7 @@ use crate::rule::scalars::Scalars;
 
 /// What stays the same over a range of entries.
 #[derive(Clone, Copy)]
-pub(in crate::cpu) struct Pass {
+pub(in crate::cpu) struct Arithmetic {
     scalars: Scalars,
     filter: Filter,
     stochastic: bool,
@@ -22,25 +22,24 @@ pub(in crate::cpu) struct Pass {
     filter_key: u32,
 }
 
-impl Pass {
+impl Arithmetic {
     /// For entries whose upper index half is `high`.
     #[inline(always)]
     pub(super) fn new(job: &Job, high: u32) -> Self {
         let random = job.random.span(high);
         Self {
             scalars: job.scalars,
-            filter: if job.everything_moves {
-                // Then the filters differ in nothing, and this one is the cheapest.
-                Filter::Momentum
-            } else {
-                job.filter
-            },
+            filter: job.filter,
             stochastic: job.rounding == Rounding::Stochastic,
             first_key: random.first,
             moments_key: random.moments,
             param_key: random.param,
             filter_key: random.filter,
         }
+    }
+
+    pub(super) fn decay(&self) -> f32 {
+        self.scalars.decay
     }
 
     /// The first round of the random bits of some entries. Whoever asks for it again gets the same, which the
@@ -50,56 +49,76 @@ impl Pass {
         first_round::<V>(entries ^ V::uint(self.first_key))
     }
 
-    /// The random bits that round the moments: in the upper halves those for the first one, and those for the second one.
+    /// Random bits in the upper halves for rounding the first and the second moment.
     #[inline(always)]
     fn moment_bits<V: Vector>(&self, entries: V::U) -> (V::U, V::U) {
         let bits = other_rounds::<V>(self.mixed::<V>(entries) ^ V::uint(self.moments_key));
         (bits, V::shift_left::<16>(bits))
     }
 
-    /// The random bits that round the parameter, in the upper half: the lower one is something else than what the
+    /// Random bits in the upper halves for rounding the parameter; the lower halves are something else than what the
     /// definition says.
     #[inline(always)]
     fn param_bits<V: Vector>(&self, entries: V::U) -> V::U {
         other_rounds_high::<V>(self.mixed::<V>(entries) ^ V::uint(self.param_key))
     }
 
-    /// The random bits of the filter.
+    /// Random bits for the filter.
     #[inline(always)]
     fn filter_bits<V: Vector>(&self, entries: V::U) -> V::U {
         other_rounds::<V>(self.mixed::<V>(entries) ^ V::uint(self.filter_key))
     }
 
-    /// The scaled gradient and the stored form of both moments after this step.
+    /// The scaled gradient.
     ///
     /// # Safety
     ///
-    /// A group of lanes is readable at `place`.
+    /// A group of lanes is readable at the pointers; likewise below.
+    #[inline(always)]
+    unsafe fn gradient<V: Vector>(&self, at: Pointers) -> V::F {
+        // SAFETY: the caller's promise.
+        unsafe { V::load_f32(at.grad) * V::float(self.scalars.s) }
+    }
+
+    /// Both moments after this step, in their stored form.
+    ///
+    /// # Safety
+    ///
+    /// As above.
     #[inline(always)]
     pub(super) unsafe fn moments<V: Vector, S: Moment<V>>(
         &self,
-        place: Place,
+        at: Pointers,
         entries: V::U,
-    ) -> (V::F, V::F, V::F) {
-        let Scalars {
-            s, b1, c1, b2, c2, ..
-        } = self.scalars;
+    ) -> (V::F, V::F) {
+        let Scalars { b1, c1, b2, c2, .. } = self.scalars;
         // SAFETY: the caller's promise.
         let (g, m, v) = unsafe {
             (
-                V::load_f32(place.grad) * V::float(s),
-                S::load(place.exp_avg),
-                S::load(place.exp_avg_sq),
+                self.gradient::<V>(at),
+                S::load(at.exp_avg),
+                S::load(at.exp_avg_sq),
             )
         };
         let m = V::flush(V::float(b1) * m + V::float(c1) * g);
         let v = V::flush(V::float(b2) * v + (V::float(c2) * g) * g);
         if S::STOCHASTIC {
             let (for_m, for_v) = self.moment_bits::<V>(entries);
-            (g, S::round(m, for_m), S::round(v, for_v))
+            (S::round(m, for_m), S::round(v, for_v))
         } else {
-            (g, m, v)
+            (m, v)
         }
+    }
+
+    /// Both moments as this step has stored them.
+    ///
+    /// # Safety
+    ///
+    /// As above.
+    #[inline(always)]
+    pub(super) unsafe fn stored<V: Vector, S: Moment<V>>(&self, at: Pointers) -> (V::F, V::F) {
+        // SAFETY: the caller's promise.
+        unsafe { (S::load(at.exp_avg), S::load(at.exp_avg_sq)) }
     }
 
     #[inline(always)]
@@ -107,27 +126,27 @@ impl Pass {
         m / (V::sqrt(v) * V::float(self.scalars.r) + V::float(self.scalars.e))
     }
 
-    /// The magnitude that the filter looks at; and where it may select at all: both that and the first
-    /// moment are finite. `MOMENTUM` says that the filter is that one.
+    /// The keys of the filter; 0 where it cannot select, because what it looks at or the first moment is not finite.
+    ///
+    /// # Safety
+    ///
+    /// As above, if the filter looks at the gradient.
     #[inline(always)]
-    pub(super) fn filtered<V: Vector, const MOMENTUM: bool>(
+    pub(super) unsafe fn keys<V: Vector>(
         &self,
-        g: V::F,
+        at: Pointers,
         m: V::F,
         v: V::F,
         entries: V::U,
-    ) -> (V::U, V::Mask) {
-        let finite = V::finite(m);
-        if MOMENTUM {
-            return (magnitude::<V>(m), finite);
-        }
-        let other = match self.filter {
+    ) -> V::U {
+        let filtered = match self.filter {
             Filter::Momentum => m,
-            Filter::Gradient => g,
+            // SAFETY: the caller's promise.
+            Filter::Gradient => unsafe { self.gradient::<V>(at) },
             Filter::Update => self.update::<V>(m, v),
             Filter::Random => uniform::<V>(self.filter_bits::<V>(entries)),
         };
-        (magnitude::<V>(other), finite & V::finite(other))
+        V::keep(V::finite(m) & V::finite(filtered), magnitude::<V>(filtered))
     }
 
     #[inline(always)]
@@ -145,7 +164,7 @@ impl Pass {
         P::decode(old) * V::float(self.scalars.decay)
     }
 
-    /// By how much a parameter moves.
+    /// By how much a parameter that moves does so: a·u.
     #[inline(always)]
     pub(super) fn difference<V: Vector>(&self, m: V::F, v: V::F) -> V::F {
         V::float(self.scalars.a) * self.update::<V>(m, v)
@@ -155,27 +174,5 @@ impl Pass {
     #[inline(always)]
     pub(super) fn encode<V: Vector, P: Param<V>>(&self, x: V::F, entries: V::U) -> V::U {
         P::encode(x, self.rounding::<V>(entries))
-    }
-
-    /// What the parameter becomes if it moves.
-    #[inline(always)]
-    pub(super) fn moved<V: Vector, P: Param<V>>(
-        &self,
-        old: V::U,
-        difference: V::F,
-        entries: V::U,
-    ) -> V::U {
-        self.encode::<V, P>(self.decayed::<V, P>(old) - difference, entries)
-    }
-
-    /// What the parameter was before it became `moved`, most probably. Not for types whose old values are kept.
-    #[inline(always)]
-    pub(super) fn undone<V: Vector, P: Param<V>>(&self, moved: V::U, difference: V::F) -> V::U {
-        // 1 / decay as 1 + regrowth: with decay near 1, only so the product is precise enough. The compiler divides once a
-        // tile; where it is not needed, not at all.
-        let regrowth = (1.0 / f64::from(self.scalars.decay) - 1.0) as f32;
-        let decayed = P::decode(moved) + difference;
-        let undecayed = V::mul_add(decayed, V::float(regrowth), decayed);
-        P::encode(undecayed, Round::Nearest)
     }
 }

@@ -6,19 +6,19 @@ use std::ops::{Add, BitAnd, BitOr, BitXor, Div, Mul, Sub};
 use super::vector::Vector;
 
 /// Lanes of 256 bits. Its functions may only be inlined into code that is compiled for AVX2 and F16C, and run
-/// only where the processor has them; see `tier.rs`.
+/// only where the processor has them; see `kernels/table.rs`.
 #[derive(Clone, Copy)]
-pub(crate) struct Lanes;
+pub(in crate::cpu) struct Lanes;
 
 #[derive(Clone, Copy)]
-pub(crate) struct F(__m256);
+pub(in crate::cpu) struct F(__m256);
 
 #[derive(Clone, Copy)]
-pub(crate) struct U(__m256i);
+pub(in crate::cpu) struct U(__m256i);
 
 /// All bits of a lane set, or none.
 #[derive(Clone, Copy)]
-pub(crate) struct Mask(__m256i);
+pub(in crate::cpu) struct Mask(__m256i);
 
 macro_rules! operators {
     ($($vector:ident: $($operator:ident $method:ident $intrinsic:ident),+;)+) => {$($(
@@ -240,16 +240,6 @@ impl Vector for Lanes {
     #[inline(always)]
     fn mask_bits(mask: Mask) -> u32 {
         lanes_set(mask)
-    }
-
-    #[inline(always)]
-    fn mask_of(bits: u32) -> Mask {
-        // SAFETY: see above.
-        Mask(unsafe {
-            let lane_bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-            let set = _mm256_and_si256(_mm256_set1_epi32(bits as i32), lane_bits);
-            _mm256_cmpeq_epi32(set, lane_bits)
-        })
     }
 
     #[inline(always)]

@@ -7,19 +7,19 @@ use super::vector::Vector;
 use crate::rule::convert::INFINITE;
 
 /// Lanes of 512 bits. Its functions may only be inlined into code that is compiled for AVX-512 F, BW, DQ and
-/// VL, and run only where the processor has them; see `tier.rs`.
+/// VL, and run only where the processor has them; see `kernels/table.rs`.
 #[derive(Clone, Copy)]
-pub(crate) struct Lanes;
+pub(in crate::cpu) struct Lanes;
 
 #[derive(Clone, Copy)]
-pub(crate) struct F(__m512);
+pub(in crate::cpu) struct F(__m512);
 
 #[derive(Clone, Copy)]
-pub(crate) struct U(__m512i);
+pub(in crate::cpu) struct U(__m512i);
 
 /// A bit for each lane.
 #[derive(Clone, Copy)]
-pub(crate) struct Mask(__mmask16);
+pub(in crate::cpu) struct Mask(__mmask16);
 
 macro_rules! operators {
     ($($vector:ident: $($operator:ident $method:ident $intrinsic:ident),+;)+) => {$($(
@@ -100,20 +100,6 @@ impl Vector for Lanes {
     }
 
     #[inline(always)]
-    unsafe fn store_u32_where(to: *mut u32, set: Mask, x: U, _: U) {
-        // A line of which nothing is written stays clean, and need not go back to memory.
-        // SAFETY: sixteen elements are writable (the caller's promise).
-        unsafe { _mm512_mask_storeu_epi32(to.cast(), set.0, x.0) };
-    }
-
-    #[inline(always)]
-    unsafe fn store_u16_where(to: *mut u16, set: Mask, x: U, _: U) {
-        // As above.
-        // SAFETY: sixteen elements are writable (the caller's promise).
-        unsafe { _mm256_mask_storeu_epi16(to.cast(), set.0, _mm512_cvtepi32_epi16(x.0)) };
-    }
-
-    #[inline(always)]
     unsafe fn store_compressed(to: *mut u32, mask: Mask, x: U) {
         // Compressed in a register: a store that compresses is many times slower on some processors.
         // SAFETY: sixteen elements are writable (the caller's promise).
@@ -130,12 +116,6 @@ impl Vector for Lanes {
     fn sqrt(x: F) -> F {
         // SAFETY: see above.
         F(unsafe { _mm512_sqrt_ps(x.0) })
-    }
-
-    #[inline(always)]
-    fn mul_add(x: F, y: F, z: F) -> F {
-        // SAFETY: see above.
-        F(unsafe { _mm512_fmadd_ps(x.0, y.0, z.0) })
     }
 
     #[inline(always)]
@@ -205,6 +185,19 @@ impl Vector for Lanes {
     }
 
     #[inline(always)]
+    fn within(x: U, low: U, high: U) -> Mask {
+        // Below `low` the difference wraps around.
+        // SAFETY: see above.
+        Mask(unsafe {
+            let (x, width) = (
+                _mm512_sub_epi32(x.0, low.0),
+                _mm512_sub_epi32(high.0, low.0),
+            );
+            _mm512_cmplt_epu32_mask(x, width)
+        })
+    }
+
+    #[inline(always)]
     fn select(mask: Mask, x: U, y: U) -> U {
         // SAFETY: see above.
         U(unsafe { _mm512_mask_blend_epi32(mask.0, y.0, x.0) })
@@ -247,11 +240,6 @@ impl Vector for Lanes {
     #[inline(always)]
     fn mask_bits(mask: Mask) -> u32 {
         u32::from(mask.0)
-    }
-
-    #[inline(always)]
-    fn mask_of(bits: u32) -> Mask {
-        Mask(bits as u16)
     }
 
     #[inline(always)]

@@ -1,28 +1,9 @@
 //! How a loop reads and writes each kind of buffer.
 
 use super::vector::{Bf16, F16, Format, Vector};
-use crate::config::Dtype;
-
-/// Reads a group of gradients. Their type is looked at here, not made a parameter of the loops: the branch is
-/// always the same within a pass, and a third as many loops need to be compiled.
-///
-/// # Safety
-///
-/// `LANES` elements of the type are readable at `from`.
-#[inline(always)]
-pub(super) unsafe fn load_grad<V: Vector>(dtype: Dtype, from: *const u8) -> V::F {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match dtype {
-            Dtype::F32 => V::load_f32(from.cast()),
-            Dtype::F16 => <F16 as Format<V>>::widen(V::load_u16(from.cast())),
-            Dtype::BF16 => <Bf16 as Format<V>>::widen(V::load_u16(from.cast())),
-        }
-    }
-}
 
 /// A moment's element type.
-pub(super) trait Moment<V: Vector> {
+pub(in crate::cpu) trait Moment<V: Vector> {
     const SIZE: usize;
     /// Rounding takes random bits.
     const STOCHASTIC: bool;
@@ -48,12 +29,9 @@ pub(super) trait Moment<V: Vector> {
 ///
 /// Values travel as the bits in which they are kept: those of the master copy where there is one. Halves are
 /// in the low bits, and what is above them does not matter.
-pub(super) trait Param<V: Vector> {
+pub(in crate::cpu) trait Param<V: Vector> {
     const SIZE: usize;
     const HAS_MASTER: bool;
-    /// What a parameter was before it moved is kept, not computed back: to round to 16 bits again, only to see whether
-    /// that is right, takes longer than to keep 16 bits.
-    const KEEPS_OLD: bool;
 
     /// # Safety
     ///
@@ -72,27 +50,44 @@ pub(super) trait Param<V: Vector> {
     ///
     /// `LANES` elements are writable at `param`, and at `master` if there is one.
     unsafe fn store(param: *mut u8, master: *mut f32, new: V::U, old: V::U, written: V::Mask);
+
+    /// One entry, as [`Param::load`] gives it.
+    ///
+    /// # Safety
+    ///
+    /// The entry is readable at `param`, and at `master` if there is one.
+    unsafe fn load_entry(param: *const u8, master: *const f32, entry: usize) -> u32;
+
+    /// What the parameter itself becomes, given the bits in which its value is kept.
+    fn param_bits(kept: V::U) -> V::U;
+
+    /// Stores one entry: the bits in which its value is kept, and those of the parameter itself.
+    ///
+    /// # Safety
+    ///
+    /// The entry is writable at `param`, and at `master` if there is one.
+    unsafe fn store_entry(param: *mut u8, master: *mut f32, entry: usize, kept: u32, bits: u32);
 }
 
 /// How a parameter of 16 bits without a master copy is rounded.
 #[derive(Clone, Copy)]
-pub(super) enum Round<V: Vector> {
+pub(in crate::cpu) enum Round<V: Vector> {
     Nearest,
     /// With these random bits, of which the upper half matters.
     Stochastic(V::U),
 }
 
 /// f32.
-pub(super) struct Single;
+pub(in crate::cpu) struct Single;
 /// A 16-bit format.
-pub(super) struct Half<T>(std::marker::PhantomData<T>);
+pub(in crate::cpu) struct Half<T>(std::marker::PhantomData<T>);
 /// A 16-bit format beside an f32 master copy.
-pub(super) struct Master<T>(std::marker::PhantomData<T>);
+pub(in crate::cpu) struct Master<T>(std::marker::PhantomData<T>);
 
-pub(super) type HalfF16 = Half<F16>;
-pub(super) type HalfBf16 = Half<Bf16>;
-pub(super) type MasterF16 = Master<F16>;
-pub(super) type MasterBf16 = Master<Bf16>;
+pub(in crate::cpu) type HalfF16 = Half<F16>;
+pub(in crate::cpu) type HalfBf16 = Half<Bf16>;
+pub(in crate::cpu) type MasterF16 = Master<F16>;
+pub(in crate::cpu) type MasterBf16 = Master<Bf16>;
 
 impl<V: Vector> Moment<V> for Single {
     const SIZE: usize = 4;
@@ -141,7 +136,6 @@ impl<V: Vector> Moment<V> for HalfBf16 {
 impl<V: Vector> Param<V> for Single {
     const SIZE: usize = 4;
     const HAS_MASTER: bool = false;
-    const KEEPS_OLD: bool = false;
 
     #[inline(always)]
     unsafe fn load(param: *const u8, _: *const f32) -> V::U {
@@ -162,14 +156,30 @@ impl<V: Vector> Param<V> for Single {
     #[inline(always)]
     unsafe fn store(param: *mut u8, _: *mut f32, new: V::U, old: V::U, written: V::Mask) {
         // SAFETY: the caller's promise.
-        unsafe { V::store_u32_where(param.cast(), written, new, old) };
+        unsafe { V::store_u32(param.cast(), V::select(written, new, old)) };
+    }
+
+    #[inline(always)]
+    unsafe fn load_entry(param: *const u8, _: *const f32, entry: usize) -> u32 {
+        // SAFETY: the caller's promise.
+        unsafe { param.cast::<u32>().add(entry).read() }
+    }
+
+    #[inline(always)]
+    fn param_bits(kept: V::U) -> V::U {
+        kept
+    }
+
+    #[inline(always)]
+    unsafe fn store_entry(param: *mut u8, _: *mut f32, entry: usize, kept: u32, _: u32) {
+        // SAFETY: the caller's promise.
+        unsafe { param.cast::<u32>().add(entry).write(kept) };
     }
 }
 
 impl<V: Vector, T: Format<V>> Param<V> for Half<T> {
     const SIZE: usize = 2;
     const HAS_MASTER: bool = false;
-    const KEEPS_OLD: bool = true;
 
     #[inline(always)]
     unsafe fn load(param: *const u8, _: *const f32) -> V::U {
@@ -193,14 +203,30 @@ impl<V: Vector, T: Format<V>> Param<V> for Half<T> {
     #[inline(always)]
     unsafe fn store(param: *mut u8, _: *mut f32, new: V::U, old: V::U, written: V::Mask) {
         // SAFETY: the caller's promise.
-        unsafe { V::store_u16_where(param.cast(), written, new, old) };
+        unsafe { V::store_u16(param.cast(), V::select(written, new, old)) };
+    }
+
+    #[inline(always)]
+    unsafe fn load_entry(param: *const u8, _: *const f32, entry: usize) -> u32 {
+        // SAFETY: the caller's promise.
+        unsafe { param.cast::<u16>().add(entry).read() }.into()
+    }
+
+    #[inline(always)]
+    fn param_bits(kept: V::U) -> V::U {
+        kept
+    }
+
+    #[inline(always)]
+    unsafe fn store_entry(param: *mut u8, _: *mut f32, entry: usize, kept: u32, _: u32) {
+        // SAFETY: the caller's promise.
+        unsafe { param.cast::<u16>().add(entry).write(kept as u16) };
     }
 }
 
 impl<V: Vector, T: Format<V>> Param<V> for Master<T> {
     const SIZE: usize = 2;
     const HAS_MASTER: bool = true;
-    const KEEPS_OLD: bool = false;
 
     #[inline(always)]
     unsafe fn load(_: *const u8, master: *const f32) -> V::U {
@@ -225,6 +251,26 @@ impl<V: Vector, T: Format<V>> Param<V> for Master<T> {
         unsafe {
             V::store_u32(master.cast(), kept);
             V::store_u16(param.cast(), T::nearest(V::from_bits(kept)));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_entry(_: *const u8, master: *const f32, entry: usize) -> u32 {
+        // SAFETY: the caller's promise.
+        unsafe { master.add(entry).read() }.to_bits()
+    }
+
+    #[inline(always)]
+    fn param_bits(kept: V::U) -> V::U {
+        T::nearest(V::from_bits(kept))
+    }
+
+    #[inline(always)]
+    unsafe fn store_entry(param: *mut u8, master: *mut f32, entry: usize, kept: u32, bits: u32) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            master.cast::<u32>().add(entry).write(kept);
+            param.cast::<u16>().add(entry).write(bits as u16);
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::memory::try_with_capacity;
 const ENTRIES_PER_THREAD: u64 = 1 << 15;
 
 #[derive(Debug)]
-pub(super) struct Executor {
+pub(in crate::cpu) struct Executor {
     /// How many strands of work there may be, the calling thread's included.
     width: usize,
     kind: Kind,
@@ -38,7 +38,7 @@ enum Kind {
 
 /// What to do when the engine's `parallel_for` leaves tasks out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Incomplete {
+pub(in crate::cpu) enum Incomplete {
     /// Report it: nothing has been changed yet.
     Fail,
     /// Run them on the calling thread: a step that has begun to write must end.
@@ -46,7 +46,7 @@ pub(super) enum Incomplete {
 }
 
 /// How many strands an optimizer of these options has.
-pub(super) fn width(options: &Options) -> usize {
+pub(in crate::cpu) fn width(options: &Options) -> usize {
     match options.num_threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => n,
@@ -54,7 +54,7 @@ pub(super) fn width(options: &Options) -> usize {
 }
 
 impl Executor {
-    pub(super) fn new(options: &Options) -> Result<Self> {
+    pub(in crate::cpu) fn new(options: &Options) -> Result<Self> {
         let width = width(options);
         let kind = match options.parallel_for {
             Some(parallel_for) => Kind::Engine(Callback::new(parallel_for, width)?),
@@ -66,7 +66,7 @@ impl Executor {
     }
 
     /// Starts the threads that a job of this many entries needs, so that it cannot fail for want of them.
-    pub(super) fn prepare(&mut self, entries: u64) -> Result<()> {
+    pub(in crate::cpu) fn prepare(&mut self, entries: u64) -> Result<()> {
         let strands = self.strands(usize::MAX, entries);
         if let Kind::Own(pool) = &mut self.kind
             && strands > 1
@@ -83,7 +83,7 @@ impl Executor {
 
     /// Asks the engine's `parallel_for` to run tasks that do nothing, to learn whether it runs all of them
     /// before anything is written.
-    pub(super) fn probe(&mut self, entries: u64) -> Result<()> {
+    pub(in crate::cpu) fn probe(&mut self, entries: u64) -> Result<()> {
         if entries > 0 && matches!(self.kind, Kind::Engine(_)) {
             return self.kind.run(self.width, &|_| {})?.check();
         }
@@ -92,27 +92,28 @@ impl Executor {
 
     /// Runs `body(i)` for every `i` below `items`, together about `entries` entries of work; see
     /// [`Executor::for_each_with`].
-    pub(super) fn for_each(
+    pub(in crate::cpu) fn for_each(
         &mut self,
         items: usize,
         entries: u64,
         incomplete: Incomplete,
         body: impl Fn(usize) + Sync,
     ) -> Result<()> {
-        self.for_each_with(items, entries, incomplete, || (), |(), i| body(i), |()| ())
+        self.for_each_with(items, entries, incomplete, |_| (), |(), i| body(i), |()| ())
     }
 
     /// Runs `body(state, i)` for every `i` below `items`, together about `entries` entries of work. Each
-    /// strand has a state of its own, which it passes to `finish` when it runs out of items.
+    /// strand has a state of its own, made of its number below [`Executor::width`], which it passes to `finish` when it runs
+    /// out of items. No two strands of the same number run at the same time.
     ///
     /// Every strand begins with a run of consecutive items, the same ones whenever the work is the same, so that
     /// a thread mostly meets memory that it has used before. A strand that is done helps the others.
-    pub(super) fn for_each_with<S>(
+    pub(in crate::cpu) fn for_each_with<S>(
         &mut self,
         items: usize,
         entries: u64,
         incomplete: Incomplete,
-        state: impl Fn() -> S + Sync,
+        state: impl Fn(usize) -> S + Sync,
         body: impl Fn(&mut S, usize) + Sync,
         finish: impl Fn(S) + Sync,
     ) -> Result<()> {
@@ -127,7 +128,7 @@ impl Executor {
         }
         let strand = |own: usize| {
             let _environment = DefaultEnvironment::enter();
-            let mut state = state();
+            let mut state = state(own);
             for run in (own..strands).chain(0..own) {
                 let end = first(run + 1);
                 loop {
@@ -153,7 +154,7 @@ impl Executor {
     }
 
     /// How many strands there may be at most.
-    pub(super) fn width(&self) -> usize {
+    pub(in crate::cpu) fn width(&self) -> usize {
         self.width
     }
 
@@ -230,7 +231,7 @@ mod tests {
                 ITEMS,
                 ENTRIES,
                 Incomplete::Finish,
-                || {
+                |_| {
                     started.fetch_add(1, Ordering::Relaxed);
                     0
                 },

@@ -12,20 +12,20 @@ const N: usize = 4;
 
 /// Lanes of 128 bits, what the baselines of x86-64 and aarch64 have.
 #[derive(Clone, Copy)]
-pub(crate) struct Lanes;
+pub(in crate::cpu) struct Lanes;
 
 #[derive(Clone, Copy)]
 #[repr(C, align(16))]
-pub(crate) struct F([f32; N]);
+pub(in crate::cpu) struct F([f32; N]);
 
 #[derive(Clone, Copy)]
 #[repr(C, align(16))]
-pub(crate) struct U([u32; N]);
+pub(in crate::cpu) struct U([u32; N]);
 
 /// All bits of a lane set, or none.
 #[derive(Clone, Copy)]
 #[repr(C, align(16))]
-pub(crate) struct Mask([u32; N]);
+pub(in crate::cpu) struct Mask([u32; N]);
 
 // Written out, not looped: loops over lanes would have to be unrolled again before anything else can be
 // optimised, in every instance of every kernel.
@@ -202,13 +202,6 @@ impl Vector for Lanes {
     fn mask_bits(mask: Mask) -> u32 {
         let [a, b, c, d] = mask.0;
         a & 1 | b & 2 | c & 4 | d & 8
-    }
-
-    #[inline(always)]
-    fn mask_of(bits: u32) -> Mask {
-        Mask(map([1, 2, 4, 8], |bit| {
-            if bits & bit == 0 { 0 } else { u32::MAX }
-        }))
     }
 
     #[inline(always)]

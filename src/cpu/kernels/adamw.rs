@@ -1,0 +1,115 @@
+//! The loop that takes a step of all entries whose threshold is known: AdamW where all move; and its second half, for
+//! moments that have been updated.
+
+use super::table::Kernels;
+use super::tiles::{Access, Moments, Tile, for_each_tile};
+use crate::config::WeightDecayScope;
+use crate::cpu::simd::element::{Moment, Param};
+use crate::cpu::simd::vector::{Vector, magnitude};
+use crate::job::Job;
+
+/// Steps the entries `start..start + len`: those move whose first moment's magnitude reaches `threshold`, and with a
+/// threshold of 0 all whose first moment is finite. How many moved.
+///
+/// # Safety
+///
+/// The range lies within the job's tensor; the job's buffers are as large as it says, and nobody else uses
+/// them in this range.
+pub(in crate::cpu) unsafe fn adamw(
+    kernels: &Kernels,
+    job: &Job,
+    range: (u64, u64),
+    threshold: u32,
+) -> u64 {
+    let access = Access {
+        grad: true,
+        moments: Moments::Written,
+        param: true,
+    };
+    let mut body = Step::new(job, threshold);
+    let run = (kernels.adamw)(job);
+    // SAFETY: the caller's promise.
+    unsafe { for_each_tile(kernels, job, range, access, &mut body, run) };
+    body.moved
+}
+
+/// Moves the entries `start..start + len` like [`adamw`], after their moments have been updated.
+///
+/// # Safety
+///
+/// As there.
+pub(in crate::cpu) unsafe fn step_stored(
+    kernels: &Kernels,
+    job: &Job,
+    range: (u64, u64),
+    threshold: u32,
+) -> u64 {
+    let access = Access {
+        grad: false,
+        moments: Moments::Read,
+        param: true,
+    };
+    let mut body = Step::new(job, threshold);
+    let run = (kernels.step_stored)(job);
+    // SAFETY: the caller's promise.
+    unsafe { for_each_tile(kernels, job, range, access, &mut body, run) };
+    body.moved
+}
+
+/// What [`adamw`] keeps from tile to tile.
+pub(in crate::cpu) struct Step {
+    threshold: u32,
+    decays_all: bool,
+    /// How many entries moved.
+    moved: u64,
+}
+
+impl Step {
+    fn new(job: &Job, threshold: u32) -> Self {
+        Self {
+            threshold,
+            decays_all: job.weight_decay_scope == WeightDecayScope::All,
+            moved: 0,
+        }
+    }
+
+    /// A [`Loop`](super::tiles::Loop). `STORED` says that the moments are those after the step already.
+    ///
+    /// # Safety
+    ///
+    /// As there.
+    #[inline(always)]
+    pub(in crate::cpu) unsafe fn tile<V: Vector, P: Param<V>, S: Moment<V>, const STORED: bool>(
+        &mut self,
+        tile: Tile<'_>,
+    ) {
+        let threshold = V::uint(self.threshold);
+        let decays_all = V::equal(V::uint(self.decays_all.into()), V::uint(1));
+        let mut moved_lanes = V::uint(0);
+        for group in 0..tile.groups::<V>() {
+            let at = tile.pointers.group::<V, P, S>(group);
+            let entries = tile.entries::<V>(group);
+            // SAFETY: the caller's promise.
+            unsafe {
+                let (m, v) = if STORED {
+                    tile.arithmetic.stored::<V, S>(at)
+                } else {
+                    let (m, v) = tile.arithmetic.moments::<V, S>(at, entries);
+                    S::store(at.exp_avg, m);
+                    S::store(at.exp_avg_sq, v);
+                    (m, v)
+                };
+                let selected = V::finite(m) & V::at_least(magnitude::<V>(m), threshold);
+                let old = P::load(at.param, at.master);
+                let difference = V::bits(tile.arithmetic.difference::<V>(m, v));
+                let difference = V::from_bits(V::keep(selected, difference));
+                let moved = tile.arithmetic.decayed::<V, P>(old) - difference;
+                let new = tile.arithmetic.encode::<V, P>(moved, entries);
+                P::store(at.param, at.master, new, old, selected | decays_all);
+                moved_lanes = V::tally(moved_lanes, selected);
+            }
+            V::end_group();
+        }
+        self.moved += u64::from(V::sum(moved_lanes));
+    }
+}

@@ -1,0 +1,257 @@
+//! Small blocks: one thread takes all four phases of a block, while it is in its cache.
+
+use super::apply::apply;
+use super::collect::{collect, collect_again};
+use super::decide::{Collected, Decision};
+use super::estimate::{self, Sample, Target};
+use super::lists::{Capacity, Lists, SEGMENT, Scratch, Segment, Share};
+use super::order::{BUCKETS, Counts, DIGITS, DigitSearch, OCTAVE};
+use super::{Range, forced, segments};
+use crate::config::Filter;
+use crate::cpu::kernels::{self, Bracket, Kernels};
+use crate::cpu::simd::vector::MAX_LANES;
+use crate::job::Job;
+use crate::rule::convert::INFINITE;
+use crate::rule::select::kth_largest;
+use crate::test_paths::Paths;
+
+/// Blocks up to this size are stepped by one thread.
+pub(in crate::cpu) const SMALL_BLOCK: u64 = 1 << 15;
+/// Blocks up to this size have their keys sorted, which is simpler, and faster than lists.
+const TINY: usize = 64;
+const MOST_SEGMENTS: usize = (SMALL_BLOCK / SEGMENT) as usize;
+
+/// Nothing is known of the threshold.
+const EVERY_KEY: Bracket = Bracket {
+    low: 1,
+    high: INFINITE,
+};
+
+/// The candidates of a small block that a thread has room for.
+pub(super) const CAPACITY: Capacity = Capacity {
+    certain: SMALL_BLOCK as usize / 4,
+    open: SMALL_BLOCK as usize / 8,
+};
+
+fn capacity_on(paths: Paths) -> Capacity {
+    Capacity {
+        certain: if paths.no_room { 0 } else { CAPACITY.certain },
+        ..CAPACITY
+    }
+}
+
+/// A thread's memory for a small block.
+pub(in crate::cpu) struct SmallBlocks<'a> {
+    kernels: &'a Kernels,
+    scratch: Scratch<'a>,
+    lists: Lists<'a>,
+    share: Share,
+    bracket: Bracket,
+    paths: Paths,
+}
+
+impl<'a> SmallBlocks<'a> {
+    pub(super) fn new(
+        kernels: &'a Kernels,
+        scratch: Scratch<'a>,
+        lists: Lists<'a>,
+        thread: usize,
+        paths: Paths,
+    ) -> Self {
+        let behind = Capacity {
+            certain: thread * CAPACITY.certain,
+            open: thread * CAPACITY.open,
+        };
+        Self {
+            kernels,
+            scratch,
+            lists,
+            share: Share::new(behind, capacity_on(paths)),
+            bracket: Bracket::at(1),
+            paths,
+        }
+    }
+
+    /// Steps a block; `threshold` is that of the step before, or 0, and becomes that of this step. How many entries moved.
+    ///
+    /// # Safety
+    ///
+    /// The block is one of the job's, of at most [`SMALL_BLOCK`] entries; the job's buffers are as large as it says, and
+    /// nobody else uses them in this range.
+    pub(in crate::cpu) unsafe fn step(
+        &mut self,
+        job: &Job,
+        block: Range,
+        threshold: &mut u32,
+    ) -> u64 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if block.len <= TINY as u64 && job.filter == Filter::Momentum {
+                return self.step_tiny(job, block, threshold);
+            }
+            let mut listed = [Segment::default(); MOST_SEGMENTS];
+            let found = self.collect(job, block, *threshold, &mut listed);
+            *threshold = found;
+            let mut moved = 0;
+            for (segment, range) in listed.iter().zip(segments(block)) {
+                let lists = (&self.lists, segment);
+                moved += apply(self.kernels, job, range, found, &mut self.scratch, lists);
+            }
+            moved
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`SmallBlocks::step`]; the block has at most [`TINY`] entries.
+    unsafe fn step_tiny(&self, job: &Job, block: Range, threshold: &mut u32) -> u64 {
+        let mut keys = [0u32; TINY + MAX_LANES];
+        let len = block.len as usize;
+        // SAFETY: the caller's promise; there is room for the keys and a group more.
+        unsafe {
+            let range = (block.start, len);
+            kernels::keys(self.kernels, job, range, keys.as_mut_ptr());
+            *threshold = kth_largest(&mut keys[..len], job.rank as usize);
+            let range = (block.start, block.len);
+            kernels::adamw(self.kernels, job, range, (*threshold).max(1))
+        }
+    }
+
+    /// Collects a block until its threshold is found.
+    ///
+    /// # Safety
+    ///
+    /// As for [`SmallBlocks::step`].
+    unsafe fn collect(
+        &mut self,
+        job: &Job,
+        block: Range,
+        hint: u32,
+        listed: &mut [Segment; MOST_SEGMENTS],
+    ) -> u32 {
+        let distance = OCTAVE / 8;
+        let bracket = if block.len <= TINY as u64 {
+            EVERY_KEY
+        } else if hint > 0 {
+            Bracket {
+                low: hint.saturating_sub(distance).max(1),
+                high: (hint + distance).min(INFINITE),
+            }
+        } else {
+            // SAFETY: the caller's promise.
+            unsafe { self.sampled(job, block) }
+        };
+        self.bracket = forced(bracket, self.paths);
+        self.share.clear();
+        for (segment, range) in listed.iter_mut().zip(segments(block)) {
+            // SAFETY: the caller's promise; the segment is a part of the block.
+            *segment = unsafe {
+                let lists = (&self.lists, &self.share);
+                collect(
+                    self.kernels,
+                    job,
+                    range,
+                    self.bracket,
+                    &mut self.scratch,
+                    lists,
+                )
+            };
+        }
+        let Bracket { low, high } = self.bracket;
+        let again = match self.decide(job) {
+            Decision::Threshold(found) => return found,
+            Decision::Above => Bracket {
+                low: high,
+                high: high.saturating_add(2 * OCTAVE).min(INFINITE),
+            },
+            Decision::Below => Bracket {
+                low: low.saturating_sub(2 * OCTAVE).max(1),
+                high: low,
+            },
+            Decision::Inside => Bracket { low, high: low },
+        };
+        // SAFETY: the caller's promise.
+        unsafe {
+            if again.low < again.high && !self.paths.digits {
+                self.share.clear();
+                self.bracket = again;
+                for (segment, range) in listed.iter_mut().zip(segments(block)) {
+                    let lists = (&self.lists, &self.share);
+                    let scratch = &mut self.scratch;
+                    *segment = collect_again(self.kernels, job, range, again, scratch, lists);
+                }
+                if let Decision::Threshold(found) = self.decide(job) {
+                    return found;
+                }
+            }
+            *listed = [Segment::default(); MOST_SEGMENTS];
+            self.by_digits(job, block)
+        }
+    }
+
+    fn decide(&mut self, job: &Job) -> Decision {
+        let collected = Collected {
+            bracket: self.bracket,
+            num_certain: self.share.certain.count() as u64,
+            num_open: self.share.open.count() as u64,
+            // SAFETY: only this thread lists anything there.
+            open_keys: unsafe { self.lists.open_keys(&self.share) },
+        };
+        let [room, _] = self.scratch.free_parts();
+        collected.decide(self.kernels, job.rank, room)
+    }
+
+    /// # Safety
+    ///
+    /// As for [`SmallBlocks::step`]; the block has not been collected, and has at least a line.
+    unsafe fn sampled(&mut self, job: &Job, block: Range) -> Bracket {
+        let lines = estimate::lines(block.len);
+        // SAFETY: the caller's promise; the parts lie behind each other in this thread's memory.
+        unsafe {
+            let words = self.scratch.all_words();
+            let mut sample = Sample::new(&mut words[..estimate::room(block.len)], lines);
+            let to = sample.place_of_line(0);
+            estimate::gather(self.kernels, job, block, lines, (0, lines), 0, to);
+            estimate::bracket(self.kernels, &mut sample, Target::for_job(job), 0)
+        }
+    }
+
+    /// The threshold by the digits of all stored keys, without any assumption.
+    ///
+    /// # Safety
+    ///
+    /// As for [`SmallBlocks::step`]; the block has been collected.
+    unsafe fn by_digits(&mut self, job: &Job, block: Range) -> u32 {
+        let mut search = DigitSearch::new(job.rank);
+        for digit in DIGITS {
+            let mut counts: Counts = [0; BUCKETS];
+            for range in segments(block) {
+                // SAFETY: the caller's promise.
+                let keys = unsafe { stored_keys(self.kernels, job, range, &mut self.scratch) };
+                search.count(digit, keys, &mut counts);
+            }
+            search.narrow(digit, |bucket| counts[bucket].into());
+        }
+        search.upper
+    }
+}
+
+/// The keys above 0 of a segment that has been collected.
+///
+/// # Safety
+///
+/// As for [`kernels::collect_stored`]; the keys are there until the scratch is used for something else.
+pub(super) unsafe fn stored_keys<'a>(
+    kernels: &Kernels,
+    job: &Job,
+    segment: Range,
+    scratch: &mut Scratch<'a>,
+) -> &'a [u32] {
+    let mut candidates = scratch.candidates();
+    // SAFETY: the caller's promise; the scratch has room for a segment.
+    unsafe {
+        let range = (segment.start, segment.len);
+        kernels::collect_stored(kernels, job, range, EVERY_KEY, &mut candidates);
+        std::slice::from_raw_parts(candidates.open_keys, candidates.num_open)
+    }
+}
