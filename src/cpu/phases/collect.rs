@@ -17,7 +17,7 @@ pub(super) enum Listing {
 }
 
 /// From this share of a block on, entries are not listed (measured: `docs/performance.md`).
-const MOST_LISTED: f64 = 0.25;
+const MOST_LISTED: f64 = 0.15;
 
 impl Listing {
     pub(super) fn for_job(job: &Job) -> Self {

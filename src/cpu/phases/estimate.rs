@@ -22,7 +22,7 @@ use crate::rule::random::mix32;
 /// Lines whose memory is asked for before the first of them is needed.
 const BATCH: usize = 32;
 /// Half the width of the bracket, in standard deviations of the estimate.
-const SIGMAS: f64 = 3.5;
+const SIGMAS: f64 = 4.0;
 /// The same where the first bracket did not hold the threshold, or more than there was room for.
 const WIDER_SIGMAS: f64 = 6.0;
 const NARROWER_SIGMAS: f64 = 1.5;

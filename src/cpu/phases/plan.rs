@@ -25,6 +25,8 @@ const LEAST_WAVE_WORDS: usize = 1 << 20;
 /// Words of a wave for one thread, whose lists then stay in the caches. Where threads meet after each phase, larger waves
 /// cost less.
 const CACHED_WORDS: usize = 2 << 18;
+/// Entries of a wave at most, so that their moments are still in the caches when apply reads them.
+const CACHED_ENTRIES: u64 = 1 << 20;
 
 /// Bytes that are taken elsewhere for so many entries: their segment, a sum of gradients and a piece of work.
 const SEGMENT_BYTES: usize = size_of::<Segment>() + 16;
@@ -72,6 +74,7 @@ pub(super) struct Wave {
     pub(super) segments: usize,
     sample_words: usize,
     capacity: Capacity,
+    read_again: u64,
 }
 
 /// What the step of a block takes; the same for all blocks of a tensor.
@@ -82,6 +85,8 @@ struct Needs {
     lines: usize,
     sample_words: usize,
     capacity: Capacity,
+    /// Entries whose moments apply reads once more.
+    read_again: u64,
 }
 
 impl Needs {
@@ -102,6 +107,7 @@ impl Needs {
             lines: estimate::lines(len),
             sample_words,
             capacity,
+            read_again: if listing == Listing::Keys { len } else { 0 },
         }
     }
 
@@ -128,6 +134,7 @@ impl Wave {
         self.gathers += needs.gathers();
         self.segments += needs.len.div_ceil(SEGMENT) as usize;
         self.sample_words += needs.sample_words;
+        self.read_again += needs.read_again;
         self.capacity = self.capacity.plus(needs.capacity);
     }
 }
@@ -175,7 +182,8 @@ impl LargeBlocks {
             for start in (0..job.numel).step_by(len as usize) {
                 let mut next = wave;
                 next.add(&needs);
-                if wave.num_blocks > 0 && next.words() > full {
+                if wave.num_blocks > 0 && (next.words() > full || next.read_again > CACHED_ENTRIES)
+                {
                     try_reserve_one(&mut self.waves, "the blocks of a step")?;
                     self.waves.push(wave);
                     wave = Wave::starting_at(self.blocks.len());
