@@ -392,7 +392,7 @@ typedef struct mofo_tensor {
      * Likewise for the f32 master copy, `numel` floats; only where `master_weights` is 1 and the parameter
      * has 16 bits. While `step_count` is 0 its content does not matter: it starts as the parameter. So does
      * a master copy that the library allocates, whatever `step_count` is. Once it has started, the
-     * parameter is its rounding: what the engine writes to the parameter is overwritten by the next step.
+     * parameter is its rounding: what else the engine writes to the parameter is lost, at the latest when the entry moves.
      */
     void *master;
 } mofo_tensor;

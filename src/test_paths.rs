@@ -29,7 +29,7 @@ pub enum BracketPath {
     TooHigh,
     /// Between the smallest and the largest key.
     Anywhere,
-    /// Nowhere: exactly at the sample's estimate, which is wrong nearly always.
+    /// Nowhere: at the middle of the sampled bracket's bits, which is wrong nearly always.
     Exactly,
 }
 

@@ -92,7 +92,12 @@ impl Host {
         Ok(())
     }
 
-    pub(super) fn bind(&mut self, _: usize, _: *mut u8, _: *const u8) {}
+    pub(super) fn bind(&mut self, index: usize, param: *mut u8, _: *const u8) {
+        if param.is_null() {
+            // The next one may lie at the same address, and be another all the same.
+            self.tensors[index].before.param = std::ptr::null();
+        }
+    }
 
     pub(super) fn progress(&self, index: usize) -> Result<Progress> {
         Ok(self.tensors[index].progress)

@@ -269,12 +269,13 @@ unsafe fn step_piece(
         let first = job.thresholds.add(first_block as usize);
         std::slice::from_raw_parts_mut(first, (end_block - first_block) as usize)
     };
-    // Work space is made for small blocks wherever there are any.
-    let Some(small_blocks) = small_blocks.filter(|_| !job.everything_moves) else {
+    if job.everything_moves {
         thresholds.fill(0);
         // SAFETY: the caller's promise.
         return unsafe { kernels::adamw(kernels, job, (piece.start, piece.len), 0) };
-    };
+    }
+    let small_blocks =
+        small_blocks.expect("work space is made for small blocks where there are any");
     let mut moved = 0;
     for (block, threshold) in (first_block..).zip(thresholds) {
         let block = Range {

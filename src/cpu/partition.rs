@@ -3,6 +3,7 @@
 //! Work is cut by entries over all tensors, so that one huge tensor and a thousand tiny ones both occupy all
 //! threads. The cut never changes a result.
 
+use super::kernels::LINE;
 use super::phases::SMALL_BLOCK;
 use crate::error::Result;
 use crate::job::Job;
@@ -24,6 +25,10 @@ pub(super) struct Piece {
     pub(super) slot: usize,
 }
 
+/// Smaller blocks are never stepped by all threads: a sample of them would read beyond their end.
+const LEAST_SHARED_BLOCK: u64 = 64;
+const _: () = assert!(LEAST_SHARED_BLOCK >= LINE as u64);
+
 /// Who steps the blocks of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
@@ -39,7 +44,7 @@ pub(super) fn way(job: &Job) -> Way {
     let most = test_paths::current().small_block.unwrap_or(SMALL_BLOCK);
     if job.everything_moves {
         Way::Everything
-    } else if job.block_numel <= most.min(SMALL_BLOCK) {
+    } else if job.block_numel <= most.clamp(LEAST_SHARED_BLOCK, SMALL_BLOCK) {
         Way::OneThread
     } else {
         Way::AllThreads

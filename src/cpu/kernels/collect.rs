@@ -162,9 +162,13 @@ impl<'a> Collect<'a> {
                 }
             }
         }
-        // SAFETY: so many are packed; the rest is the caller's promise.
+        // SAFETY: so many are packed, and behind them there is room for a group; the rest is the caller's promise.
         unsafe {
             let keys = if MOMENTUM { ms } else { keys };
+            for packed in [ms, vs, entries, keys] {
+                // The lanes of the last group that hold nothing are read as well.
+                V::store_u32(packed.add(count), V::uint(0));
+            }
             self.sort::<V>(tile.arithmetic, count, [ms, vs, entries, keys]);
         }
     }

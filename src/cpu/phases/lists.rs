@@ -53,18 +53,18 @@ impl<'a> Scratch<'a> {
     }
 
     /// Two parts that hold no certain candidate, each with a word for every entry of a segment.
-    pub(super) fn free_parts(&mut self) -> [&'a mut [u32]; 2] {
-        let [_, one, other, _] = self.parts();
-        [one, other]
+    pub(super) fn free_parts(&mut self) -> [&mut [u32]; 2] {
+        // SAFETY: disjoint parts of this thread's memory, which certain candidates do not lie in.
+        [1, 2].map(|i| unsafe { self.words.slice_mut(i * MOST, MOST) })
     }
 
     /// All of it, for something else than candidates.
-    pub(super) fn all_words(&mut self) -> &'a mut [u32] {
+    pub(super) fn all_words(&mut self) -> &mut [u32] {
         // SAFETY: this thread's memory; the borrow keeps others away.
         unsafe { self.words.slice_mut(0, SCRATCH_WORDS) }
     }
 
-    fn parts(&mut self) -> [&'a mut [u32]; 4] {
+    fn parts(&mut self) -> [&mut [u32]; 4] {
         // SAFETY: disjoint parts of this thread's memory; the borrow keeps others away.
         std::array::from_fn(|i| unsafe { self.words.slice_mut(i * MOST, MOST) })
     }

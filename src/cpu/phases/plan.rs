@@ -213,7 +213,7 @@ impl LargeBlocks {
     }
 
     /// The memory of threads for small blocks, by the number that the executor gives each; `prepare` was called for so
-    /// many. None if it has seen no small block.
+    /// many. None may be where it has seen no small block.
     pub(in crate::cpu) fn small_blocks<'a>(
         &'a mut self,
         kernels: &'a Kernels,

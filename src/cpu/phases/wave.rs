@@ -162,8 +162,8 @@ impl<'a> WaveRun<'a> {
         let before = unsafe { block.threshold(self.jobs).read() };
         // SAFETY: these lines' places are written by this thread alone.
         unsafe {
-            let to = self.sampled(block, first);
             let lines = (first, last);
+            let to = self.sampled(block, lines);
             estimate::gather(
                 self.kernels,
                 job,
@@ -184,19 +184,20 @@ impl<'a> WaveRun<'a> {
         block.set_bracket(forced(sampled, self.paths));
     }
 
-    /// Where the sampled lines of a block from `first` on go.
+    /// Where the sampled lines `first..last` of a block go.
     ///
     /// # Safety
     ///
     /// No other thread has these lines.
-    unsafe fn sampled(&self, block: &Block, first: usize) -> Sampled {
+    unsafe fn sampled(&self, block: &Block, (first, last): (usize, usize)) -> Sampled {
         let keys = block.first_sample_word + first * LINE;
         let before = block.first_sample_word + block.lines * LINE + first;
+        let len = last - first;
         // SAFETY: within the block's words; the rest is the caller's promise.
         unsafe {
             Sampled {
-                keys: self.samples.slice_mut(keys, 0).as_mut_ptr(),
-                before: self.samples.slice_mut(before, 0).as_mut_ptr(),
+                keys: self.samples.slice_mut(keys, len * LINE).as_mut_ptr(),
+                before: self.samples.slice_mut(before, len).as_mut_ptr(),
             }
         }
     }
