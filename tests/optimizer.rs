@@ -238,6 +238,33 @@ fn entries_that_stay_are_not_written_where_a_parameter_stays() {
     }
 }
 
+/// What was given back and is bound again may be another buffer at the same address.
+#[test]
+fn a_parameter_that_is_bound_again_after_null_is_rounded_in_full() {
+    let options = Options {
+        master_weights: true,
+        update_fraction: 0.03,
+        ..options()
+    };
+    let numel = 5_000;
+    let mut optimizer = Optimizer::new(options).unwrap();
+    add_half::<bf16>(&mut optimizer, numel);
+    let mut param = vec![bf16::ONE; numel];
+    let grad = gradient(numel);
+    for _ in 0..2 {
+        // SAFETY: both buffers have as many elements, and live until the tensor is unbound.
+        unsafe {
+            let (param, grad) = (param.as_mut_ptr().cast(), grad.as_ptr().cast());
+            optimizer.bind_tensor(0, param, grad).unwrap();
+            optimizer.step_bound(&StepArgs::default()).unwrap();
+            let none = (std::ptr::null_mut(), std::ptr::null());
+            optimizer.bind_tensor(0, none.0, none.1).unwrap();
+        }
+        check_rounded(&optimizer, &param);
+        param.fill(bf16::from_f32(7.0));
+    }
+}
+
 #[test]
 fn a_parameter_becomes_the_rounding_of_a_master_that_was_brought() {
     fn check<T: Half>(options: &Options, numel: usize)
