@@ -3,7 +3,7 @@
 use super::Range;
 use super::lists::{Lists, Scratch, Segment, Share};
 use crate::config::Filter;
-use crate::cpu::kernels::{self, Bracket, Kernels};
+use crate::cpu::kernels::{self, Bracket, Candidates, Kernels};
 use crate::job::Job;
 
 /// How a block is collected.
@@ -42,15 +42,13 @@ pub(super) unsafe fn collect(
     segment: Range,
     bracket: Bracket,
     scratch: &mut Scratch<'_>,
-    (lists, share): (&Lists<'_>, &Share),
+    room: (&Lists<'_>, &Share),
 ) -> Segment {
-    let values = Listing::for_job(job) == Listing::Candidates;
-    let mut candidates = scratch.candidates();
     // SAFETY: the caller's promise; the scratch has room for a segment.
     unsafe {
-        let range = (segment.start, segment.len);
-        kernels::collect(kernels, job, range, bracket, values, &mut candidates);
-        lists.keep(share, &candidates, values)
+        list(job, segment, scratch, room, |range, values, candidates| {
+            kernels::collect(kernels, job, range, bracket, values, candidates);
+        })
     }
 }
 
@@ -65,14 +63,31 @@ pub(super) unsafe fn collect_again(
     segment: Range,
     bracket: Bracket,
     scratch: &mut Scratch<'_>,
+    room: (&Lists<'_>, &Share),
+) -> Segment {
+    // SAFETY: the caller's promise; the scratch has room for a segment.
+    unsafe {
+        list(job, segment, scratch, room, |range, _, candidates| {
+            kernels::collect_stored(kernels, job, range, bracket, candidates);
+        })
+    }
+}
+
+/// Lists what `run` finds in a segment, given whether values are wanted.
+///
+/// # Safety
+///
+/// As for [`collect`]; `run` leaves the candidates of the range, with values unless they are not wanted.
+unsafe fn list(
+    job: &Job,
+    segment: Range,
+    scratch: &mut Scratch<'_>,
     (lists, share): (&Lists<'_>, &Share),
+    run: impl FnOnce((u64, u64), bool, &mut Candidates),
 ) -> Segment {
     let values = Listing::for_job(job) == Listing::Candidates;
     let mut candidates = scratch.candidates();
-    // SAFETY: the caller's promise; the scratch has room for a segment.
-    unsafe {
-        let range = (segment.start, segment.len);
-        kernels::collect_stored(kernels, job, range, bracket, &mut candidates);
-        lists.keep(share, &candidates, values)
-    }
+    run((segment.start, segment.len), values, &mut candidates);
+    // SAFETY: the caller's promise.
+    unsafe { lists.keep(share, &candidates, values) }
 }
