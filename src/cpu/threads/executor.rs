@@ -1,6 +1,7 @@
-//! Who runs the tasks of a step: the calling thread alone, a pool of the optimizer's own, or the engine's
+//! Who runs the tasks of a step: the calling thread alone, the library's own threads, or the engine's
 //! `parallel_for`.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::callback::{Callback, Ran};
@@ -32,7 +33,7 @@ struct Run {
 #[derive(Debug)]
 enum Kind {
     /// Started by the first step that has enough work.
-    Own(Option<Pool>),
+    Own(Option<Arc<Pool>>),
     Engine(Callback),
 }
 
@@ -75,7 +76,7 @@ impl Executor {
                 drop(inherited);
             }
             if pool.is_none() {
-                *pool = Some(Pool::new(self.width)?);
+                *pool = Some(Pool::shared(self.width)?);
             }
         }
         Ok(())
