@@ -611,7 +611,7 @@ fn old_values_of_which_nothing_is_left() {
     }
 }
 
-/// Tensors of all sizes and types: several share a wave, and some of their blocks are not estimated at all.
+/// Tensors of all sizes and types: several share a batch, and some of their blocks are not estimated at all.
 fn mixture() -> Vec<Tensor> {
     let sizes = [
         1, 4097, 70, 12_291, 999, 1001, 40_000, 5003, 16, 8192, 50_001,
@@ -683,10 +683,10 @@ fn the_engines_own_threads() {
 }
 
 #[test]
-fn blocks_of_more_than_one_wave() {
+fn blocks_of_more_than_one_batch() {
     // SAFETY: the function may be called from any thread, and returns after all tasks.
     let engine = unsafe { ParallelFor::new(backwards, std::ptr::null_mut()) };
-    // Where there are many threads, what they take for themselves leaves a wave fewer blocks.
+    // Where there are many threads, what they take for themselves leaves a batch fewer blocks.
     for (paths, num_threads, parallel_for, num_blocks) in [
         (PATHS[0], 2, None, 900),
         (PATHS[0], 64, Some(engine), 600),

@@ -100,7 +100,7 @@ impl Cpu {
 
         partition::cut_for_start(jobs, &mut self.scratch.starting)?;
         partition::cut_for_step(jobs, &mut self.scratch.pieces)?;
-        let threads = self.executor.width();
+        let threads = self.executor.useful();
         self.scratch.blocks.prepare(jobs, threads)?;
         self.executor.probe(entries)?;
         // From here on nothing fails but by a panic.
@@ -191,7 +191,7 @@ impl Cpu {
         let Scratch { pieces, blocks, .. } = &mut self.scratch;
         let pieces = &*pieces;
         let entries = pieces.iter().map(|piece| piece.len).sum();
-        let small_blocks = blocks.small_blocks(kernels, self.executor.width());
+        let small_blocks = blocks.small_blocks(kernels, self.executor.useful());
         let step_piece = |small_blocks: &mut Option<SmallBlocks<'_>>, i: usize| {
             let piece = &pieces[i];
             // SAFETY: a range of the job, which no other piece shares.

@@ -31,7 +31,7 @@ const _: () = assert!(LEAST_SHARED_BLOCK >= LINE as u64);
 
 /// Who steps the blocks of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum Schedule {
     /// Everything moves; where blocks start does not matter.
     Everything,
     /// One thread steps a block, all phases, while it is in its cache.
@@ -40,14 +40,14 @@ pub(super) enum Way {
     AllThreads,
 }
 
-pub(super) fn way(job: &Job) -> Way {
+pub(super) fn schedule(job: &Job) -> Schedule {
     let most = test_paths::current().small_block.unwrap_or(SMALL_BLOCK);
     if job.everything_moves {
-        Way::Everything
+        Schedule::Everything
     } else if job.block_numel <= most.clamp(LEAST_SHARED_BLOCK, SMALL_BLOCK) {
-        Way::OneThread
+        Schedule::OneThread
     } else {
-        Way::AllThreads
+        Schedule::AllThreads
     }
 }
 
@@ -66,7 +66,7 @@ pub(super) fn cut_for_step(jobs: &[Job], pieces: &mut Vec<Piece>) -> Result<()> 
     let stepped = || {
         jobs.iter()
             .enumerate()
-            .filter(|(_, job)| way(job) != Way::AllThreads)
+            .filter(|(_, job)| schedule(job) != Schedule::AllThreads)
     };
     let count: u64 = stepped()
         .map(|(_, job)| job.numel.div_ceil(piece_len(job)))

@@ -3,7 +3,7 @@
  * same call succeeds when memory is back, with the bits of a run in which nothing failed.
  *
  * Linked statically, with the allocation functions wrapped by the linker (--wrap). The scenario has one thread or
- * the engine's parallel_for: the library's own threads are rayon's, which allocates in ways that cannot fail.
+ * the engine's parallel_for: to start threads of its own, Rust's standard library allocates in ways that cannot fail.
  */
 
 #define _POSIX_C_SOURCE 200809L

@@ -11,7 +11,7 @@ use crate::job::Job;
 /// Parameters on a cache line, in f32.
 const LINE: usize = 16;
 /// Open candidates that are sorted out at a time.
-const BATCH: usize = 256;
+const GROUP: usize = 256;
 
 /// Moves the entries of a segment whose key reaches the threshold, and lets the others decay if they should; how many
 /// moved. What is not listed is computed again from the stored moments.
@@ -99,13 +99,13 @@ unsafe fn apply_open(
     threshold: u32,
     (entries, keys, values): (&[u16], &[u32], &[f32]),
 ) -> u64 {
-    let (mut reaching, mut reaching_values) = ([0u16; BATCH], [0f32; BATCH]);
+    let (mut reaching, mut reaching_values) = ([0u16; GROUP], [0f32; GROUP]);
     let mut moved = 0;
-    let batches = entries
-        .chunks(BATCH)
-        .zip(keys.chunks(BATCH))
-        .zip(values.chunks(BATCH));
-    for ((entries, keys), values) in batches {
+    let groups = entries
+        .chunks(GROUP)
+        .zip(keys.chunks(GROUP))
+        .zip(values.chunks(GROUP));
+    for ((entries, keys), values) in groups {
         let mut count = 0;
         for ((&entry, &key), &value) in entries.iter().zip(keys).zip(values) {
             // Written in any case, because a branch would be guessed wrong half of the time.

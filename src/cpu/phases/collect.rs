@@ -42,11 +42,11 @@ pub(super) unsafe fn collect(
     segment: Range,
     bracket: Bracket,
     scratch: &mut Scratch<'_>,
-    room: (&Lists<'_>, &Share),
+    lists: (&Lists<'_>, &Share),
 ) -> Segment {
     // SAFETY: the caller's promise; the scratch has room for a segment.
     unsafe {
-        list(job, segment, scratch, room, |range, values, candidates| {
+        list(job, segment, scratch, lists, |range, values, candidates| {
             kernels::collect(kernels, job, range, bracket, values, candidates);
         })
     }
@@ -63,11 +63,11 @@ pub(super) unsafe fn collect_again(
     segment: Range,
     bracket: Bracket,
     scratch: &mut Scratch<'_>,
-    room: (&Lists<'_>, &Share),
+    lists: (&Lists<'_>, &Share),
 ) -> Segment {
     // SAFETY: the caller's promise; the scratch has room for a segment.
     unsafe {
-        list(job, segment, scratch, room, |range, _, candidates| {
+        list(job, segment, scratch, lists, |range, _, candidates| {
             kernels::collect_stored(kernels, job, range, bracket, candidates);
         })
     }

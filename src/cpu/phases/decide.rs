@@ -31,8 +31,8 @@ pub(super) enum Decision {
 }
 
 impl Collected<'_> {
-    /// The `rank`-th largest key, as far as it is known. `room` is work space.
-    pub(super) fn decide(&self, kernels: &Kernels, rank: u64, room: &mut [u32]) -> Decision {
+    /// The `rank`-th largest key, as far as it is known. `work_space` is work space.
+    pub(super) fn decide(&self, kernels: &Kernels, rank: u64, work_space: &mut [u32]) -> Decision {
         let Bracket { low, high } = self.bracket;
         let Some(rank) = rank.checked_sub(self.num_certain).filter(|&rank| rank > 0) else {
             return Decision::Above;
@@ -49,9 +49,13 @@ impl Collected<'_> {
             return Decision::Threshold(low);
         }
         match self.open_keys {
-            Some(keys) => {
-                Decision::Threshold(kth_of_many(kernels, keys, (low, high - 1), rank, room))
-            }
+            Some(keys) => Decision::Threshold(kth_of_many(
+                kernels,
+                keys,
+                (low, high - 1),
+                rank,
+                work_space,
+            )),
             None => Decision::Inside,
         }
     }

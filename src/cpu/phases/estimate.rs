@@ -20,7 +20,7 @@ use crate::rule::convert::INFINITE;
 use crate::rule::random::mix32;
 
 /// Lines whose memory is asked for before the first of them is needed.
-const BATCH: usize = 32;
+const GROUP: usize = 32;
 /// Half the width of the bracket, in standard deviations of the estimate.
 const SIGMAS: f64 = 4.0;
 /// The same where the first bracket did not hold the threshold, or more than there was room for.
@@ -46,7 +46,7 @@ pub(super) fn lines(len: u64) -> usize {
 }
 
 /// Words that the sample of a block takes, work space included.
-pub(super) fn room(len: u64) -> usize {
+pub(super) fn sample_words(len: u64) -> usize {
     lines(len) * (2 * LINE + 1) + MAX_LANES
 }
 
@@ -69,7 +69,7 @@ pub(super) struct Sample<'a> {
 }
 
 impl<'a> Sample<'a> {
-    /// In words as [`room`] says.
+    /// In words as [`sample_words`] says.
     pub(super) fn new(words: &'a mut [u32], lines: usize) -> Self {
         let (keys, rest) = words.split_at_mut(lines * LINE);
         let (before, work_space) = rest.split_at_mut(lines);
@@ -115,10 +115,10 @@ pub(super) unsafe fn gather(
     to: Sampled,
 ) {
     let key = job.random.span(0).first;
-    // While the keys of one batch are computed, the memory of the next is on its way.
-    let mut batches = [[0u64; BATCH]; 2];
-    let ask_for = |starts: &mut [u64; BATCH], first: usize| {
-        let count = BATCH.min(last.saturating_sub(first));
+    // While the keys of one group are computed, the memory of the next is on its way.
+    let mut groups = [[0u64; GROUP]; 2];
+    let ask_for = |starts: &mut [u64; GROUP], first: usize| {
+        let count = GROUP.min(last.saturating_sub(first));
         for (i, start) in starts[..count].iter_mut().enumerate() {
             *start = line(block, lines, first + i, key);
             let at = *start as usize;
@@ -130,7 +130,7 @@ pub(super) unsafe fn gather(
         }
         count
     };
-    let [mut now, mut next] = batches.each_mut();
+    let [mut now, mut next] = groups.each_mut();
     let mut count = ask_for(now, first);
     let mut done = first;
     while count > 0 {
@@ -358,7 +358,7 @@ mod tests {
             let range = Range { start: 0, len };
             let key = Key::new(1, 2, step, Stream::Filter).span(0).first;
             let lines = lines(len);
-            words.resize(room(len), 0);
+            words.resize(sample_words(len), 0);
             let sample = Sample::new(words, lines);
             for i in 0..lines {
                 let start = line(range, lines, i, key) as usize;
@@ -530,7 +530,7 @@ mod tests {
         let kernels = Kernels::choose(None).unwrap();
         let len = 9001;
         let lines = lines(len);
-        let mut words = vec![0; room(len)];
+        let mut words = vec![0; sample_words(len)];
         for (tall, others) in (0..lines / 2).flat_map(|tall| (0..16).map(move |n| (tall, n))) {
             let mut sample = Sample::new(&mut words, lines);
             for i in 0..lines {

@@ -9,6 +9,7 @@
 //! of all keys are counted, which assumes nothing.
 
 mod apply;
+mod batch;
 mod collect;
 mod decide;
 mod estimate;
@@ -18,7 +19,6 @@ mod plan;
 mod small;
 #[cfg(test)]
 mod tests;
-mod wave;
 
 pub(super) use plan::{LargeBlocks, bytes_bound};
 pub(super) use small::{SMALL_BLOCK, SmallBlocks};

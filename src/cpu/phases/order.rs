@@ -31,21 +31,21 @@ pub(super) struct Near<'a> {
 }
 
 impl<'a> Near<'a> {
-    /// `room` is as long as the sample, and [`MAX_LANES`] more.
+    /// `work_space` is as long as the sample, and [`MAX_LANES`] more.
     pub(super) fn new(
         kernels: &Kernels,
         sample: &[u32],
         range: KeyRange,
-        room: &'a mut [u32],
+        work_space: &'a mut [u32],
     ) -> Self {
-        assert!(room.len() >= sample.len() + MAX_LANES);
+        assert!(work_space.len() >= sample.len() + MAX_LANES);
         // SAFETY: there is room for all keys and a group more (asserted above).
         let found = unsafe {
-            let (from, to) = (sample.as_ptr(), room.as_mut_ptr());
+            let (from, to) = (sample.as_ptr(), work_space.as_mut_ptr());
             (kernels.sift)(from, sample.len(), range, to)
         };
         Self {
-            keys: &mut room[..found.inside],
+            keys: &mut work_space[..found.inside],
             above: found.above,
         }
     }
@@ -61,20 +61,20 @@ impl<'a> Near<'a> {
     }
 }
 
-/// The `rank`-th largest of some keys, all of which lie in a range. `room` is work space, for more than 2 ·
+/// The `rank`-th largest of some keys, all of which lie in a range. `work_space` is work space, for more than 2 ·
 /// [`MAX_LANES`].
 pub(super) fn kth_of_many(
     kernels: &Kernels,
     keys: &[u32],
     (mut low, mut high): KeyRange,
     rank: u64,
-    room: &mut [u32],
+    work_space: &mut [u32],
 ) -> u32 {
     let (mut count, mut above) = (keys.len() as u64, 0);
     // Each round leaves fewer: by guessing, by sampling them, or else by halving their range.
     let mut guesses = true;
     let mut halves = false;
-    let few = FEW.min(room.len() as u64 / 2 - MAX_LANES as u64);
+    let few = FEW.min(work_space.len() as u64 / 2 - MAX_LANES as u64);
     while low < high {
         let share = (rank - above) as f64 / count as f64;
         let range = if count <= few {
@@ -84,11 +84,11 @@ pub(super) fn kth_of_many(
         } else if halves {
             (low, low + (high - low) / 2)
         } else {
-            let most = SAMPLED.min(room.len());
-            let sample = stride_sample(keys, (low, high), count, &mut room[..most]);
+            let most = SAMPLED.min(work_space.len());
+            let sample = stride_sample(keys, (low, high), count, &mut work_space[..most]);
             by_sample(sample, (low, high), share)
         };
-        let found = sift(kernels, keys, range, room);
+        let found = sift(kernels, keys, range, work_space);
         let inside = found.above + found.inside;
         if rank <= found.above {
             low = range.1 + 1;
@@ -119,18 +119,23 @@ struct Found<'a> {
     keys: Option<&'a mut [u32]>,
 }
 
-fn sift<'a>(kernels: &Kernels, keys: &[u32], range: KeyRange, room: &'a mut [u32]) -> Found<'a> {
-    let most = PART.min((room.len() - MAX_LANES) / 2);
+fn sift<'a>(
+    kernels: &Kernels,
+    keys: &[u32],
+    range: KeyRange,
+    work_space: &'a mut [u32],
+) -> Found<'a> {
+    let most = PART.min((work_space.len() - MAX_LANES) / 2);
     let (mut above, mut inside, mut kept) = (0, 0, 0);
     let mut fits = true;
     for part in keys.chunks(most) {
-        if kept + part.len() + MAX_LANES > room.len() {
+        if kept + part.len() + MAX_LANES > work_space.len() {
             (fits, kept) = (false, 0);
         }
         // SAFETY: behind the keys that are kept there is room for the part, and for a group more: checked just
         // now, or so by the choice of `most`.
         let found = unsafe {
-            let to = room.as_mut_ptr().add(kept);
+            let to = work_space.as_mut_ptr().add(kept);
             (kernels.sift)(part.as_ptr(), part.len(), range, to)
         };
         above += found.above;
@@ -140,7 +145,7 @@ fn sift<'a>(kernels: &Kernels, keys: &[u32], range: KeyRange, room: &'a mut [u32
     Found {
         above,
         inside,
-        keys: fits.then(|| &mut room[..kept]),
+        keys: fits.then(|| &mut work_space[..kept]),
     }
 }
 
@@ -149,20 +154,20 @@ fn stride_sample<'a>(
     keys: &[u32],
     (low, high): KeyRange,
     count: u64,
-    room: &'a mut [u32],
+    work_space: &'a mut [u32],
 ) -> &'a mut [u32] {
-    let most = room.len() / 2;
+    let most = work_space.len() / 2;
     let stride = count.div_ceil(most as u64) as usize * LINE;
     let mut n = 0;
     for run in keys.chunks(stride) {
         for &key in &run[..run.len().min(LINE)] {
-            if n < room.len() {
-                room[n] = key;
+            if n < work_space.len() {
+                work_space[n] = key;
                 n += usize::from((low..=high).contains(&key));
             }
         }
     }
-    &mut room[..n]
+    &mut work_space[..n]
 }
 
 /// Where the key that a `share` of the `count` keys in a range reach probably lies, if they are spread evenly.
@@ -282,11 +287,10 @@ mod tests {
                 let ends = (*keys.iter().min().unwrap(), *keys.iter().max().unwrap());
                 for (rank, expected) in ranks(&keys) {
                     for range in [(0, INFINITE), ends] {
-                        for room in [64, 200, 3000, 50_000] {
-                            let mut room = vec![0; room];
-                            let found = kth_of_many(kernels, &keys, range, rank, &mut room);
-                            let room = room.len();
-                            assert_eq!(found, expected, "{rank} of {count}, room for {room}");
+                        for words in [64, 200, 3000, 50_000] {
+                            let mut work_space = vec![0; words];
+                            let found = kth_of_many(kernels, &keys, range, rank, &mut work_space);
+                            assert_eq!(found, expected, "{rank} of {count}, {words} words");
                         }
                     }
                 }
@@ -299,7 +303,7 @@ mod tests {
         let kernels = Kernels::choose(None).unwrap();
         for kind in KINDS {
             let keys: Vec<u32> = (0..1003).map(kind).collect();
-            let mut room = vec![0; keys.len() + MAX_LANES];
+            let mut work_space = vec![0; keys.len() + MAX_LANES];
             for (rank, expected) in ranks(&keys) {
                 for range in [
                     around(expected, 0),
@@ -308,12 +312,12 @@ mod tests {
                     (0, expected),
                     (expected, INFINITE),
                 ] {
-                    let mut near = Near::new(kernels, &keys, range, &mut room);
+                    let mut near = Near::new(kernels, &keys, range, &mut work_space);
                     assert!(near.holds(rank), "{rank} in {range:?}");
                     assert_eq!(near.largest(rank), expected, "{rank} in {range:?}");
                 }
                 for range in [(expected + 1, INFINITE), (0, expected.saturating_sub(1))] {
-                    let holds = Near::new(kernels, &keys, range, &mut room).holds(rank);
+                    let holds = Near::new(kernels, &keys, range, &mut work_space).holds(rank);
                     assert_eq!(holds, expected == 0 && range.0 == 0, "{rank} in {range:?}");
                 }
             }

@@ -2,14 +2,14 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
+use super::batch::BatchRun;
 use super::collect::Listing;
 use super::lists::{Capacity, Lists, SCRATCH_WORDS, SEGMENT, Scratch, Segment, Share};
 use super::small::{CAPACITY, SmallBlocks};
-use super::wave::WaveRun;
 use super::{Range, estimate, segment};
 use crate::cpu::disjoint::Disjoint;
 use crate::cpu::kernels::{Bracket, Kernels};
-use crate::cpu::partition::{Way, way};
+use crate::cpu::partition::{Schedule, schedule};
 use crate::cpu::threads::Executor;
 use crate::error::Result;
 use crate::job::Job;
@@ -20,13 +20,13 @@ use crate::test_paths;
 pub(super) const GATHERED: usize = 128;
 /// Words of work space (14 MiB) besides a byte for each entry of the largest block.
 const MOST_WORDS: usize = 14 << 18;
-/// Where very many threads leave less of them, a wave may have so many all the same.
-const LEAST_WAVE_WORDS: usize = 1 << 20;
-/// Words of a wave for one thread, whose lists then stay in the caches. Where threads meet after each phase, larger waves
+/// Where very many threads leave less of them, a batch may have so many all the same.
+const LEAST_BATCH_WORDS: usize = 1 << 20;
+/// Words of a batch for one thread, whose lists then stay in the caches. Where threads meet after each phase, larger batches
 /// cost less.
 const CACHED_WORDS: usize = 2 << 18;
-/// Entries of a wave at most, so that their moments are still in the caches when apply reads them.
-const CACHED_ENTRIES: u64 = 1 << 20;
+/// Entries of a batch at most, so that their moments are still in the caches when apply reads them.
+const CACHED_ENTRIES: u64 = 1 << 19;
 
 /// Bytes that are taken elsewhere for so many entries: their segment, a sum of gradients and a piece of work.
 const SEGMENT_BYTES: usize = size_of::<Segment>() + 16;
@@ -35,7 +35,7 @@ const SEGMENT_BYTES: usize = size_of::<Segment>() + 16;
 #[derive(Debug, Default)]
 pub(in crate::cpu) struct LargeBlocks {
     blocks: Vec<Block>,
-    waves: Vec<Wave>,
+    batches: Vec<Batch>,
     segments: Vec<Segment>,
     words: memory::Words,
 }
@@ -48,10 +48,10 @@ pub(super) struct Block {
     pub(super) range: Range,
     /// Lines of the sample.
     pub(super) lines: usize,
-    /// Among all of the wave.
+    /// Among all of the batch.
     pub(super) first_gather: usize,
     pub(super) first_segment: usize,
-    /// Of the wave's words for samples.
+    /// Of the batch's words for samples.
     pub(super) first_sample_word: usize,
     /// What is left to do until the sample is complete.
     pub(super) gathers_left: AtomicUsize,
@@ -66,7 +66,7 @@ pub(super) struct Block {
 
 /// Blocks that are stepped at the same time.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Wave {
+pub(super) struct Batch {
     first_block: usize,
     num_blocks: usize,
     pub(super) entries: u64,
@@ -90,8 +90,8 @@ struct Needs {
 }
 
 impl Needs {
-    fn new(len: u64, rank: u64, listing: Listing, wave_words: usize) -> Self {
-        let sample_words = estimate::room(len);
+    fn new(len: u64, rank: u64, listing: Listing, batch_words: usize) -> Self {
+        let sample_words = estimate::sample_words(len);
         let open = estimate::open_at_most(len, rank as f64 / len as f64);
         let mut capacity = Capacity {
             certain: 0,
@@ -99,7 +99,8 @@ impl Needs {
             open: (3 * open + 1024).min(len) as usize,
         };
         if listing == Listing::Candidates && !test_paths::current().no_room {
-            let left = block_words(len, wave_words).saturating_sub(sample_words + capacity.words());
+            let left =
+                block_words(len, batch_words).saturating_sub(sample_words + capacity.words());
             capacity.certain = rank.min(left as u64 * 2 / 3) as usize;
         }
         Self {
@@ -116,7 +117,7 @@ impl Needs {
     }
 }
 
-impl Wave {
+impl Batch {
     fn starting_at(first_block: usize) -> Self {
         Self {
             first_block,
@@ -139,66 +140,66 @@ impl Wave {
     }
 }
 
-/// Words that a wave of several blocks may take.
-fn wave_words(threads: usize) -> usize {
+/// Words that a batch of several blocks may take.
+fn batch_words(threads: usize) -> usize {
     MOST_WORDS
         .saturating_sub(threads * SCRATCH_WORDS)
-        .max(LEAST_WAVE_WORDS)
+        .max(LEAST_BATCH_WORDS)
 }
 
 /// Words that a block may take for certain candidates, the others included.
-fn block_words(len: u64, wave_words: usize) -> usize {
+fn block_words(len: u64, batch_words: usize) -> usize {
     let elsewhere = len.div_ceil(SEGMENT) as usize * SEGMENT_BYTES;
-    (len / 4) as usize + wave_words - elsewhere / size_of::<u32>()
+    (len / 4) as usize + batch_words - elsewhere / size_of::<u32>()
 }
 
 impl LargeBlocks {
     /// Lists the blocks that all threads step together, and makes room for the steps of all blocks.
     pub(in crate::cpu) fn prepare(&mut self, jobs: &[Job], threads: usize) -> Result<()> {
         self.blocks.clear();
-        self.waves.clear();
+        self.batches.clear();
         let large = || {
             let jobs = jobs.iter().enumerate();
-            jobs.filter(|(_, job)| way(job) == Way::AllThreads)
+            jobs.filter(|(_, job)| schedule(job) == Schedule::AllThreads)
         };
         let blocks: u64 = large().map(|(_, job)| job.numel / job.block_numel).sum();
         try_reserve(&mut self.blocks, blocks as usize, "the blocks of a step")?;
-        let most_words = wave_words(threads);
+        let most_words = batch_words(threads);
         let full = if threads == 1 {
             CACHED_WORDS
         } else {
             most_words
         };
-        let mut words = if jobs.iter().any(|job| way(job) == Way::OneThread) {
+        let mut words = if jobs.iter().any(|job| schedule(job) == Schedule::OneThread) {
             threads * CAPACITY.words()
         } else {
             0
         };
         let mut segments = 0;
-        let mut wave = Wave::default();
+        let mut batch = Batch::default();
         for (i, job) in large() {
             let len = job.block_numel;
             let needs = Needs::new(len, job.rank, Listing::for_job(job), most_words);
             for start in (0..job.numel).step_by(len as usize) {
-                let mut next = wave;
+                let mut next = batch;
                 next.add(&needs);
-                if wave.num_blocks > 0 && (next.words() > full || next.read_again > CACHED_ENTRIES)
+                if batch.num_blocks > 0 && (next.words() > full || next.read_again > CACHED_ENTRIES)
                 {
-                    try_reserve_one(&mut self.waves, "the blocks of a step")?;
-                    self.waves.push(wave);
-                    wave = Wave::starting_at(self.blocks.len());
-                    next = wave;
+                    try_reserve_one(&mut self.batches, "the blocks of a step")?;
+                    self.batches.push(batch);
+                    batch = Batch::starting_at(self.blocks.len());
+                    next = batch;
                     next.add(&needs);
                 }
-                self.blocks.push(Block::new(i, start, &needs, &wave));
-                wave = next;
-                words = words.max(wave.words());
-                segments = segments.max(wave.segments);
+                self.blocks.push(Block::new(i, start, &needs, &batch));
+                batch = next;
+                words = words.max(batch.words());
+                segments = segments.max(batch.segments);
             }
         }
-        if wave.num_blocks > 0 {
-            try_reserve_one(&mut self.waves, "the blocks of a step")?;
-            self.waves.push(wave);
+        if batch.num_blocks > 0 {
+            try_reserve_one(&mut self.batches, "the blocks of a step")?;
+            self.batches.push(batch);
         }
         // What they hold is of no use any more, but need not be cleared.
         if self.segments.len() < segments {
@@ -250,20 +251,21 @@ impl LargeBlocks {
         jobs: &[Job],
     ) -> Result<Stepped> {
         let mut stepped = Stepped::default();
-        for wave in &self.waves {
+        for batch in &self.batches {
             let words = self.words.as_mut_slice();
-            let (scratch, rest) = words.split_at_mut(executor.width() * SCRATCH_WORDS);
-            let (lists, rest) = Lists::carve(rest, wave.capacity);
-            let run = WaveRun::new(
+            let (scratch, rest) = words.split_at_mut(executor.useful() * SCRATCH_WORDS);
+            let (lists, rest) = Lists::carve(rest, batch.capacity);
+            let run = BatchRun {
                 kernels,
                 jobs,
-                wave,
-                &self.blocks[wave.first_block..][..wave.num_blocks],
-                Disjoint::new(&mut self.segments[..wave.segments]),
+                batch,
+                blocks: &self.blocks[batch.first_block..][..batch.num_blocks],
+                segments: Disjoint::new(&mut self.segments[..batch.segments]),
                 lists,
-                Disjoint::new(&mut rest[..wave.sample_words]),
-                Disjoint::new(scratch),
-            );
+                samples: Disjoint::new(&mut rest[..batch.sample_words]),
+                scratch: Disjoint::new(scratch),
+                paths: test_paths::current(),
+            };
             // SAFETY: the caller's promise.
             unsafe { run.run(executor, &mut stepped)? };
         }
@@ -273,7 +275,7 @@ impl LargeBlocks {
     /// Bytes of the work space at present.
     pub(in crate::cpu) fn bytes(&self) -> usize {
         crate::cpu::bytes_of(&self.blocks)
-            + crate::cpu::bytes_of(&self.waves)
+            + crate::cpu::bytes_of(&self.batches)
             + crate::cpu::bytes_of(&self.segments)
             + self.words.bytes()
     }
@@ -286,7 +288,7 @@ pub(in crate::cpu) fn bytes_bound(numel: u64, num_blocks: u64, threads: usize) -
     if len <= super::SMALL_BLOCK {
         return (scratch + threads * CAPACITY.words() * size_of::<u32>()) as u64;
     }
-    let most_words = wave_words(threads);
+    let most_words = batch_words(threads);
     // Whatever α is: all may be certain, and most are open where α is a half.
     let most_open = Capacity {
         certain: 0,
@@ -298,25 +300,25 @@ pub(in crate::cpu) fn bytes_bound(numel: u64, num_blocks: u64, threads: usize) -
     };
     // What certain candidates may take of an odd number of words besides.
     let limit = block_words(len, most_words) + 2;
-    let sample_words = estimate::room(len);
+    let sample_words = estimate::sample_words(len);
     let most_block_words = (sample_words + all.words())
         .min(limit)
         .max(sample_words + most_open.words());
-    // A wave of several blocks takes no more than it may; how many these are is not known, because it depends on α.
+    // A batch of several blocks takes no more than it may; how many these are is not known, because it depends on α.
     let words = if num_blocks > 1 {
         most_block_words.max(most_words)
     } else {
         most_block_words
     };
     let smallest = Needs::new(len, 1, Listing::Candidates, most_words);
-    let blocks_of_a_wave = (most_words / (smallest.sample_words + smallest.capacity.words()))
+    let blocks_of_a_batch = (most_words / (smallest.sample_words + smallest.capacity.words()))
         .max(1)
         .min(num_blocks as usize) as u64;
-    let segments = blocks_of_a_wave * len.div_ceil(SEGMENT);
-    // The list of waves grows by doubling, from a few.
-    let waves = 4 + 2 * num_blocks;
+    let segments = blocks_of_a_batch * len.div_ceil(SEGMENT);
+    // The list of batches grows by doubling, from a few.
+    let batches = 4 + 2 * num_blocks;
     num_blocks * size_of::<Block>() as u64
-        + waves * size_of::<Wave>() as u64
+        + batches * size_of::<Batch>() as u64
         + segments * size_of::<Segment>() as u64
         + (words * size_of::<u32>() + scratch) as u64
 }
@@ -330,8 +332,8 @@ pub(in crate::cpu) struct Stepped {
 }
 
 impl Block {
-    /// The next one of a wave.
-    fn new(job: usize, start: u64, needs: &Needs, wave: &Wave) -> Self {
+    /// The next one of a batch.
+    fn new(job: usize, start: u64, needs: &Needs, batch: &Batch) -> Self {
         Self {
             job,
             range: Range {
@@ -339,23 +341,23 @@ impl Block {
                 len: needs.len,
             },
             lines: needs.lines,
-            first_gather: wave.gathers,
-            first_segment: wave.segments,
-            first_sample_word: wave.sample_words,
+            first_gather: batch.gathers,
+            first_segment: batch.segments,
+            first_sample_word: batch.sample_words,
             gathers_left: AtomicUsize::new(needs.gathers()),
-            share: Share::new(wave.capacity, needs.capacity),
+            share: Share::new(batch.capacity, needs.capacity),
             low: AtomicU32::new(1),
             high: AtomicU32::new(1),
             decided: AtomicBool::new(false),
         }
     }
 
-    /// Its segments among all of the wave.
+    /// Its segments among all of the batch.
     pub(super) fn segments(&self) -> std::ops::Range<usize> {
         self.first_segment..self.first_segment + self.range.len.div_ceil(SEGMENT) as usize
     }
 
-    /// The entries of a segment of the wave.
+    /// The entries of a segment of the batch.
     pub(super) fn segment(&self, i: usize) -> Range {
         segment(self.range, (i - self.first_segment) as u64)
     }
@@ -408,7 +410,7 @@ mod tests {
     fn each(mut check: impl FnMut(u64, usize, u64)) {
         for len in LENGTHS {
             for threads in [1, 2, 16, 64, 65, 500] {
-                let most_words = wave_words(threads);
+                let most_words = batch_words(threads);
                 for thousandths in (1..1000).step_by(3) {
                     for listing in [Listing::Candidates, Listing::Keys] {
                         let needs = Needs::new(len, len / 1000 * thousandths, listing, most_words);

@@ -197,8 +197,8 @@ impl<'a> SmallBlocks<'a> {
             // SAFETY: only this thread lists anything there.
             open_keys: unsafe { self.lists.open_keys(&self.share) },
         };
-        let [room, _] = self.scratch.free_parts();
-        collected.decide(self.kernels, job.rank, room)
+        let [work_space, _] = self.scratch.free_parts();
+        collected.decide(self.kernels, job.rank, work_space)
     }
 
     /// # Safety
@@ -209,7 +209,7 @@ impl<'a> SmallBlocks<'a> {
         // SAFETY: the caller's promise; the parts lie behind each other in this thread's memory.
         unsafe {
             let words = self.scratch.all_words();
-            let mut sample = Sample::new(&mut words[..estimate::room(block.len)], lines);
+            let mut sample = Sample::new(&mut words[..estimate::sample_words(block.len)], lines);
             let to = sample.place_of_line(0);
             estimate::gather(self.kernels, job, block, lines, (0, lines), 0, to);
             estimate::bracket(self.kernels, &mut sample, Target::for_job(job), 0)

@@ -16,14 +16,16 @@ const ENTRIES_PER_THREAD: u64 = 1 << 15;
 
 #[derive(Debug)]
 pub(in crate::cpu) struct Executor {
-    /// How many strands of work there may be, the calling thread's included.
+    /// How many workers there may be at most, the calling thread included.
     width: usize,
+    /// How many of them the present step is worth.
+    useful: usize,
     kind: Kind,
-    /// One for each strand.
+    /// One for each worker.
     runs: Vec<Run>,
 }
 
-/// The consecutive items that a strand begins with. On a cache line of its own, and its neighbour's.
+/// The consecutive items that a worker begins with. On a cache line of its own, and its neighbour's.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Run {
@@ -46,7 +48,7 @@ pub(in crate::cpu) enum Incomplete {
     Finish,
 }
 
-/// How many strands an optimizer of these options has.
+/// How many workers an optimizer of these options has.
 pub(in crate::cpu) fn width(options: &Options) -> usize {
     match options.num_threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -63,14 +65,21 @@ impl Executor {
         };
         let mut runs = try_with_capacity(width, "the threads' work lists")?;
         runs.resize_with(width, Run::default);
-        Ok(Self { width, kind, runs })
+        Ok(Self {
+            width,
+            useful: 1,
+            kind,
+            runs,
+        })
     }
 
-    /// Starts the threads that a job of this many entries needs, so that it cannot fail for want of them.
+    /// Gets ready for the jobs of a step of this many entries, so that none can fail: decides how many workers they have at
+    /// most, and starts threads.
     pub(in crate::cpu) fn prepare(&mut self, entries: u64) -> Result<()> {
-        let strands = self.strands(usize::MAX, entries);
+        self.useful = self.width;
+        self.useful = self.workers(usize::MAX, entries);
         if let Kind::Own(pool) = &mut self.kind
-            && strands > 1
+            && self.useful > 1
         {
             if let Some(inherited) = pool.take_if(|pool| !pool.is_of_this_process()) {
                 drop(inherited);
@@ -86,7 +95,7 @@ impl Executor {
     /// before anything is written.
     pub(in crate::cpu) fn probe(&mut self, entries: u64) -> Result<()> {
         if entries > 0 && matches!(self.kind, Kind::Engine(_)) {
-            return self.kind.run(self.width, &|_| {})?.check();
+            return self.kind.run(self.useful, &|_| {})?.check();
         }
         Ok(())
     }
@@ -104,11 +113,11 @@ impl Executor {
     }
 
     /// Runs `body(state, i)` for every `i` below `items`, together about `entries` entries of work. Each
-    /// strand has a state of its own, made of its number below [`Executor::width`], which it passes to `finish` when it runs
-    /// out of items. No two strands of the same number run at the same time.
+    /// worker has a state of its own, made of its number below [`Executor::useful`], which it passes to `finish` when it runs
+    /// out of items. No two workers of the same number run at the same time.
     ///
-    /// Every strand begins with a run of consecutive items, the same ones whenever the work is the same, so that
-    /// a thread mostly meets memory that it has used before. A strand that is done helps the others.
+    /// Every worker begins with a run of consecutive items, the same ones whenever the work is the same, so that
+    /// a thread mostly meets memory that it has used before. A worker that is done helps the others.
     pub(in crate::cpu) fn for_each_with<S>(
         &mut self,
         items: usize,
@@ -121,16 +130,16 @@ impl Executor {
         if items == 0 {
             return Ok(());
         }
-        let strands = self.strands(items, entries);
-        let first = |run: usize| (items as u128 * run as u128 / strands as u128) as usize;
+        let workers = self.workers(items, entries);
+        let first = |run: usize| (items as u128 * run as u128 / workers as u128) as usize;
         let Self { kind, runs, .. } = self;
-        for (i, run) in runs[..strands].iter().enumerate() {
+        for (i, run) in runs[..workers].iter().enumerate() {
             run.next.store(first(i), Ordering::Relaxed);
         }
-        let strand = |own: usize| {
+        let task = |own: usize| {
             let _environment = DefaultEnvironment::enter();
             let mut state = state(own);
-            for run in (own..strands).chain(0..own) {
+            for run in (own..workers).chain(0..own) {
                 let end = first(run + 1);
                 loop {
                     let item = runs[run].next.fetch_add(1, Ordering::Relaxed);
@@ -142,30 +151,30 @@ impl Executor {
             }
             finish(state);
         };
-        let ran = kind.run(strands, &strand)?;
+        let ran = kind.run(workers, &task)?;
         match incomplete {
             Incomplete::Fail => ran.check(),
             Incomplete::Finish => {
                 if ran != Ran::All {
-                    strand(0);
+                    task(0);
                 }
                 Ok(())
             }
         }
     }
 
-    /// How many strands there may be at most.
-    pub(in crate::cpu) fn width(&self) -> usize {
-        self.width
+    /// How many workers a job of the present step has at most.
+    pub(in crate::cpu) fn useful(&self) -> usize {
+        self.useful
     }
 
-    fn strands(&self, items: usize, entries: u64) -> usize {
+    fn workers(&self, items: usize, entries: u64) -> usize {
         let worthwhile = match self.kind {
             Kind::Own(_) => entries.div_ceil(ENTRIES_PER_THREAD),
             // The engine decides what is worth waking its threads for.
             Kind::Engine(_) => u64::MAX,
         };
-        self.width
+        self.useful
             .min(items)
             .min(usize::try_from(worthwhile).unwrap_or(usize::MAX))
             .max(1)
@@ -173,15 +182,15 @@ impl Executor {
 }
 
 impl Kind {
-    fn run(&mut self, strands: usize, strand: &(dyn Fn(usize) + Sync)) -> Result<Ran> {
+    fn run(&mut self, workers: usize, task: &(dyn Fn(usize) + Sync)) -> Result<Ran> {
         match self {
-            Self::Engine(callback) => callback.run(strands, strand),
-            Self::Own(Some(pool)) if strands > 1 && pool.is_of_this_process() => {
-                pool.run(strands, strand);
+            Self::Engine(callback) => callback.run(workers, task),
+            Self::Own(Some(pool)) if workers > 1 && pool.is_of_this_process() => {
+                pool.run(workers, task);
                 Ok(Ran::All)
             }
             Self::Own(_) => {
-                strand(0);
+                task(0);
                 Ok(Ran::All)
             }
         }
@@ -221,8 +230,8 @@ mod tests {
         }
     }
 
-    /// A strand's state: how many items it ran.
-    fn strands_of(executor: &mut Executor) -> Vec<usize> {
+    /// A worker's state: how many items it ran.
+    fn workers_of(executor: &mut Executor) -> Vec<usize> {
         const ITEMS: usize = 1000;
         let runs: Vec<AtomicUsize> = (0..ITEMS).map(|_| AtomicUsize::new(0)).collect();
         let finished = Mutex::new(Vec::new());
@@ -251,15 +260,16 @@ mod tests {
     }
 
     #[test]
-    fn every_strand_finishes_once_with_what_it_ran() {
+    fn every_worker_finishes_once_with_what_it_ran() {
         for num_threads in [1, 2, 5] {
-            let strands = strands_of(&mut executor(num_threads));
-            assert_eq!(strands.len(), num_threads);
+            let workers = workers_of(&mut executor(num_threads));
+            // Other tests may have these threads at the time.
+            assert!([1, num_threads].contains(&workers.len()));
         }
     }
 
     #[test]
-    fn the_calling_thread_is_a_strand_for_the_tasks_that_an_engine_leaves_out() {
+    fn the_calling_thread_is_a_worker_for_the_tasks_that_an_engine_leaves_out() {
         /// Every other task.
         unsafe extern "C" fn lazy(
             _: *mut std::ffi::c_void,
@@ -278,8 +288,10 @@ mod tests {
             parallel_for: Some(unsafe { ParallelFor::new(lazy, std::ptr::null_mut()) }),
             ..Options::default()
         };
-        let strands = strands_of(&mut Executor::new(&options).unwrap());
-        assert_eq!(strands.len(), 3 + 1);
+        let mut executor = Executor::new(&options).unwrap();
+        executor.prepare(ENTRIES).unwrap();
+        let workers = workers_of(&mut executor);
+        assert_eq!(workers.len(), 3 + 1);
     }
 
     #[test]

@@ -79,7 +79,7 @@ impl Pool {
         let crew = Arc::new(Crew {
             members,
             is_busy: AtomicBool::new(false),
-            strand: Cell::new(None),
+            task: Cell::new(None),
             unfinished: AtomicUsize::new(0),
             caller_sleeps: AtomicBool::new(false),
             finished: (Mutex::new(()), Condvar::new()),
@@ -109,24 +109,25 @@ impl Pool {
         self.process == std::process::id()
     }
 
-    /// Runs `strand(0)` on the calling thread, and `strand(i)` for `i` below `strands` on as many others as there are: none
-    /// if they are at another job. So one strand must be able to do all the work.
-    pub(super) fn run(&self, strands: usize, strand: &(dyn Fn(usize) + Sync)) {
+    /// Runs `task(0)` on the calling thread, and `task(i)` for `i` below `workers` on as many others as there are: none
+    /// if they are at another job. So one task must be able to do all the work.
+    pub(super) fn run(&self, workers: usize, task: &(dyn Fn(usize) + Sync)) {
         let crew = &**self.crew;
-        let others = self.threads.len().min(strands - 1);
+        let others = self.threads.len().min(workers - 1);
         if others == 0 || crew.is_busy.swap(true, Ordering::Acquire) {
-            return strand(0);
+            return task(0);
         }
         let job = Job { crew };
-        // SAFETY: `job` does not go, by return or by panic, before all members have finished with the strand.
-        crew.strand
-            .set(Some(unsafe { std::mem::transmute::<Strand<'_>, Strand<'static>>(strand) }));
+        // SAFETY: `job` does not go, by return or by panic, before all members have finished with the task.
+        crew.task.set(Some(unsafe {
+            std::mem::transmute::<Task<'_>, Task<'static>>(task)
+        }));
         crew.unfinished.store(others, Ordering::Relaxed);
         for (member, thread) in crew.members.iter().zip(&self.threads[..others]) {
             member.state.store(CALLED, Ordering::Release);
             thread.thread().unpark();
         }
-        strand(0);
+        task(0);
         drop(job);
     }
 }
@@ -159,7 +160,7 @@ impl Drop for Pool {
     }
 }
 
-type Strand<'a> = &'a (dyn Fn(usize) + Sync);
+type Task<'a> = &'a (dyn Fn(usize) + Sync);
 
 /// What the threads of a pool and its caller share.
 struct Crew {
@@ -167,7 +168,7 @@ struct Crew {
     /// A caller has a job, which it lets the members help with.
     is_busy: AtomicBool,
     /// Of the job. Written only while no member is called.
-    strand: Cell<Option<Strand<'static>>>,
+    task: Cell<Option<Task<'static>>>,
     /// Members that were called and have not finished.
     unfinished: AtomicUsize,
     caller_sleeps: AtomicBool,
@@ -176,7 +177,7 @@ struct Crew {
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
-// SAFETY: `strand` is written only by who has set `is_busy`, while no member is called, and read only by members between
+// SAFETY: `task` is written only by who has set `is_busy`, while no member is called, and read only by members between
 // their call (which acquires what the caller released) and the end of their part (which the caller waits for).
 unsafe impl Sync for Crew {}
 
@@ -214,9 +215,9 @@ impl Crew {
                 return;
             }
             state.store(IDLE, Ordering::Relaxed);
-            let strand = self.strand.get();
+            let task = self.task.get();
             let ran = catch_unwind(AssertUnwindSafe(|| {
-                strand.expect("a job has a strand")(i + 1);
+                task.expect("a job has a task")(i + 1);
             }));
             if let Err(panic) = ran {
                 lock(&self.panic).get_or_insert(panic);
@@ -257,7 +258,7 @@ struct Job<'a> {
 impl Drop for Job<'_> {
     fn drop(&mut self) {
         self.crew.wait();
-        self.crew.strand.set(None);
+        self.crew.task.set(None);
         let panic = lock(&self.crew.panic).take();
         self.crew.is_busy.store(false, Ordering::Release);
         if let Some(panic) = panic
@@ -288,9 +289,9 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    fn ran(pool: &Pool, strands: usize) -> usize {
+    fn ran(pool: &Pool, workers: usize) -> usize {
         let count = AtomicUsize::new(0);
-        pool.run(strands, &|_| {
+        pool.run(workers, &|_| {
             count.fetch_add(1, Ordering::Relaxed);
         });
         count.into_inner()
@@ -300,9 +301,9 @@ mod tests {
     fn a_job_runs_on_as_many_threads_as_asked_for_awake_or_asleep() {
         let pool = Pool::new(4).unwrap();
         for pause in [Duration::ZERO, Duration::from_millis(20)] {
-            for strands in [1, 2, 4, 9, 4, 1] {
+            for workers in [1, 2, 4, 9, 4, 1] {
                 std::thread::sleep(pause);
-                assert_eq!(ran(&pool, strands), strands.min(4));
+                assert_eq!(ran(&pool, workers), workers.min(4));
             }
         }
     }
@@ -320,14 +321,17 @@ mod tests {
         let ended = Arc::downgrade(&second);
         drop(second);
         assert!(ended.upgrade().is_none());
-        assert_eq!(lock(&POOLS).iter().filter(|pool| pool.width == 31).count(), 0);
+        assert_eq!(
+            lock(&POOLS).iter().filter(|pool| pool.width == 31).count(),
+            0
+        );
     }
 
     #[test]
     fn who_finds_the_threads_busy_works_alone() {
         let pool = Pool::new(3).unwrap();
-        pool.run(3, &|strand| {
-            if strand == 0 {
+        pool.run(3, &|task| {
+            if task == 0 {
                 assert_eq!(ran(&pool, 3), 1);
             }
         });
@@ -349,8 +353,8 @@ mod tests {
         for panicking in 0..3 {
             let finished = AtomicUsize::new(0);
             let run = catch_unwind(AssertUnwindSafe(|| {
-                pool.run(3, &|strand| {
-                    assert_ne!(strand, panicking, "a test asked for it");
+                pool.run(3, &|task| {
+                    assert_ne!(task, panicking, "a test asked for it");
                     std::thread::sleep(Duration::from_millis(5));
                     finished.fetch_add(1, Ordering::Relaxed);
                 });

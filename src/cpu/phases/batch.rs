@@ -1,4 +1,4 @@
-//! One wave of blocks on its way through the phases.
+//! One batch of blocks on its way through the phases.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,29 +9,31 @@ use super::estimate::{self, Sample, Target};
 use super::forced;
 use super::lists::{Lists, SEGMENT, Scratch, Segment};
 use super::order::{BUCKETS, Counts, DIGITS, DigitSearch};
-use super::plan::{Block, GATHERED, Stepped, Wave};
+use super::plan::{Batch, Block, GATHERED, Stepped};
 use super::small::stored_keys;
 use crate::cpu::disjoint::Disjoint;
 use crate::cpu::kernels::{Kernels, LINE, Sampled};
 use crate::cpu::threads::{Executor, Incomplete};
 use crate::error::Result;
 use crate::job::Job;
-use crate::test_paths::{self, Paths};
+use crate::test_paths::Paths;
 
+/// What it takes to sample a key, or to find one among open keys, in entries that are stepped.
+const KEY: u64 = 8;
 /// Segments that a thread takes at a time.
 const TAKEN: usize = 4;
 
-/// One wave on its way.
-pub(super) struct WaveRun<'a> {
-    kernels: &'a Kernels,
-    jobs: &'a [Job],
-    wave: &'a Wave,
-    blocks: &'a [Block],
-    segments: Disjoint<'a, Segment>,
-    lists: Lists<'a>,
-    samples: Disjoint<'a, u32>,
-    scratch: Disjoint<'a, u32>,
-    paths: Paths,
+/// One batch on its way.
+pub(super) struct BatchRun<'a> {
+    pub(super) kernels: &'a Kernels,
+    pub(super) jobs: &'a [Job],
+    pub(super) batch: &'a Batch,
+    pub(super) blocks: &'a [Block],
+    pub(super) segments: Disjoint<'a, Segment>,
+    pub(super) lists: Lists<'a>,
+    pub(super) samples: Disjoint<'a, u32>,
+    pub(super) scratch: Disjoint<'a, u32>,
+    pub(super) paths: Paths,
 }
 
 /// A thread in a phase that goes from segment to segment.
@@ -43,43 +45,19 @@ struct Worker<'a> {
     moved: u64,
 }
 
-impl<'a> WaveRun<'a> {
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn new(
-        kernels: &'a Kernels,
-        jobs: &'a [Job],
-        wave: &'a Wave,
-        blocks: &'a [Block],
-        segments: Disjoint<'a, Segment>,
-        lists: Lists<'a>,
-        samples: Disjoint<'a, u32>,
-        scratch: Disjoint<'a, u32>,
-    ) -> Self {
-        Self {
-            kernels,
-            jobs,
-            wave,
-            blocks,
-            segments,
-            lists,
-            samples,
-            scratch,
-            paths: test_paths::current(),
-        }
-    }
-
+impl<'a> BatchRun<'a> {
     /// Takes all phases.
     ///
     /// # Safety
     ///
     /// As for [`super::LargeBlocks::step`].
     pub(super) unsafe fn run(&self, executor: &mut Executor, stepped: &mut Stepped) -> Result<()> {
-        let wave = self.wave;
-        let sampled = 8 * (GATHERED * LINE * wave.gathers) as u64;
-        let all = 0..wave.segments;
+        let batch = self.batch;
+        let sampled = KEY * (GATHERED * LINE * batch.gathers) as u64;
+        let all = 0..batch.segments;
         // SAFETY: the caller's promise; the phases follow each other, and their items are disjoint.
         unsafe {
-            executor.for_each(wave.gathers, sampled, Incomplete::Finish, |i| {
+            executor.for_each(batch.gathers, sampled, Incomplete::Finish, |i| {
                 self.estimate(i);
             })?;
             self.for_each_segment(executor, all.clone(), |worker, block, i| {
@@ -87,7 +65,7 @@ impl<'a> WaveRun<'a> {
             })?;
             // What other ranks know of a block that they share would be added up here.
             let open = self.blocks.iter().map(|block| block.share.open.count());
-            let open = 8 * open.sum::<usize>() as u64;
+            let open = KEY * open.sum::<usize>() as u64;
             executor.for_each(self.blocks.len(), open, Incomplete::Finish, |i| {
                 self.decide(&self.blocks[i]);
             })?;
@@ -103,7 +81,7 @@ impl<'a> WaveRun<'a> {
         Ok(())
     }
 
-    /// Runs `body` for some segments of the wave; how many entries moved.
+    /// Runs `body` for some segments of the batch; how many entries moved.
     fn for_each_segment(
         &self,
         executor: &mut Executor,
@@ -149,7 +127,7 @@ impl<'a> WaveRun<'a> {
     ///
     /// # Safety
     ///
-    /// As for [`WaveRun::run`], and no other thread does the same.
+    /// As for [`BatchRun::run`], and no other thread does the same.
     unsafe fn estimate(&self, gather: usize) {
         let after = self
             .blocks
@@ -206,7 +184,7 @@ impl<'a> WaveRun<'a> {
     ///
     /// No other thread uses the block's sample.
     unsafe fn sample(&self, block: &Block) -> Sample<'a> {
-        let words = estimate::room(block.range.len);
+        let words = estimate::sample_words(block.range.len);
         // SAFETY: the block's own words; the rest is the caller's promise.
         let words = unsafe { self.samples.slice_mut(block.first_sample_word, words) };
         Sample::new(words, block.lines)
@@ -214,7 +192,7 @@ impl<'a> WaveRun<'a> {
 
     /// # Safety
     ///
-    /// As for [`WaveRun::run`], and no other thread does the same; the block has its bracket.
+    /// As for [`BatchRun::run`], and no other thread does the same; the block has its bracket.
     unsafe fn collect(&self, worker: &mut Worker<'_>, block: &Block, i: usize) {
         let job = &self.jobs[block.job];
         let lists = (&self.lists, &block.share);
@@ -270,7 +248,7 @@ impl<'a> WaveRun<'a> {
     ///
     /// # Safety
     ///
-    /// As for [`WaveRun::run`]; the block has been collected.
+    /// As for [`BatchRun::run`]; the block has been collected.
     unsafe fn decide_again(&self, executor: &mut Executor, block: &Block) -> Result<()> {
         let job = &self.jobs[block.job];
         // SAFETY: the caller's promise; nothing else runs.
@@ -312,7 +290,7 @@ impl<'a> WaveRun<'a> {
     ///
     /// # Safety
     ///
-    /// As for [`WaveRun::decide_again`].
+    /// As for [`BatchRun::decide_again`].
     unsafe fn by_digits(&self, executor: &mut Executor, block: &Block) -> Result<u32> {
         let job = &self.jobs[block.job];
         let mut search = DigitSearch::new(job.rank);
@@ -337,7 +315,7 @@ impl<'a> WaveRun<'a> {
 
     /// # Safety
     ///
-    /// As for [`WaveRun::run`], and no other thread does the same; the block's threshold is known.
+    /// As for [`BatchRun::run`], and no other thread does the same; the block's threshold is known.
     unsafe fn apply(&self, worker: &mut Worker<'_>, block: &Block, i: usize) {
         let job = &self.jobs[block.job];
         // SAFETY: the caller's promise; a job has a threshold for every block.
