@@ -28,6 +28,7 @@
 #   make cuda-headers  fetches cuda.h from PyPI into build/, for machines without a CUDA toolkit
 #   make gpu-bundle  build/gpu-bundle/: tests and benchmark for a machine with an NVIDIA GPU, without Rust or network
 #   make sanitize   the demo and the engine under AddressSanitizer and UndefinedBehaviorSanitizer, a few steps
+#   make thread-sanitizer   the C tests that use threads under ThreadSanitizer; needs a nightly Rust with rust-src
 #   make valgrind   the demo and the engine under valgrind, a few steps
 #   make install    the libraries, the headers, mofo.pc, CMake's files and the licences, into PREFIX (docs/packaging.md); DESTDIR, LIBDIR, INCLUDEDIR
 #   make uninstall  removes them again
@@ -110,7 +111,7 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-f
 .PHONY: all library demo demo-cuda engine examples test lint fmt header kernels kernels-check bench bench-failing bench-estimates bench-torch
 .PHONY: bench-plots bench-cuda
 .PHONY: test-python test-torch lint-python python-venv wheel
-.PHONY: size lint-cuda cuda-headers emulated-cuda finetune-cuda gpu-bundle sanitize valgrind clean FORCE
+.PHONY: size lint-cuda cuda-headers emulated-cuda finetune-cuda gpu-bundle sanitize thread-sanitizer valgrind clean FORCE
 .PHONY: package install uninstall vendor test-packaging
 
 all: library
@@ -315,6 +316,9 @@ sanitize: build/finetune-sanitize build/engine-sanitize
 	build/finetune-sanitize --smoke --view permute --threads 2
 	build/engine-sanitize --smoke --bf16 --threads 3 --save build/engine-sanitize.saved
 	build/engine-sanitize --check-gradients
+
+thread-sanitizer:
+	CC="$(CC)" tests/c/thread_sanitizer.sh
 
 VALGRIND_FLAGS := --quiet --leak-check=full --show-leak-kinds=all --error-exitcode=1
 
