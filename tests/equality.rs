@@ -159,6 +159,41 @@ fn ties_zeros_subnormals_infinities_and_nan() {
     }
 }
 
+/// Of blocks that are stepped many at a time, and those just above.
+#[test]
+fn every_size_of_tiny_blocks() {
+    for (i, block) in [1, 2, 3, 16, 31, 64, 65, 128, 129, 200]
+        .into_iter()
+        .enumerate()
+    {
+        for update_fraction in [0.01, 0.4, 0.9] {
+            let numel = (5000 / block + 1) * block;
+            let (param, grad) = (DTYPES[i % 3], DTYPES[i / 3 % 3]);
+            let mut tensor = Tensor::random("weight", numel, param, grad, i as u64);
+            tensor.num_blocks = numel / block;
+            // Some blocks have fewer keys above zero than may move.
+            for grad in &mut tensor.grads {
+                if let Grad::F32(grad) = grad {
+                    grad[numel / 3..numel / 2].fill(0.0);
+                }
+            }
+            Case {
+                options: Options {
+                    update_fraction,
+                    weight_decay: 0.1,
+                    state_dtype: [StateDtype::F32, StateDtype::BF16][i % 2],
+                    num_threads: 2,
+                    ..Options::default()
+                },
+                tensors: vec![tensor],
+                steps: 3,
+                ..Case::default()
+            }
+            .check_in(places());
+        }
+    }
+}
+
 /// A mixture of huge, small and tiny tensors of all types.
 fn mixture() -> Vec<Tensor> {
     let mut tensors: Vec<Tensor> = (0..40)

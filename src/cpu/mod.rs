@@ -20,9 +20,9 @@ use crate::rule::convert::{f32_to_bf16_nearest, f32_to_f16_nearest};
 use crate::rule::norm::{self, CHUNK};
 use crate::rule::scalars::gradient_factor;
 use disjoint::Disjoint;
-use kernels::Kernels;
+use kernels::{Kernels, Thresholds};
 use partition::Piece;
-use phases::{LargeBlocks, Range, SmallBlocks};
+use phases::{LargeBlocks, SmallBlocks};
 use threads::{Executor, Incomplete};
 
 #[derive(Debug)]
@@ -272,20 +272,14 @@ unsafe fn step_piece(
     if job.everything_moves {
         thresholds.fill(0);
         // SAFETY: the caller's promise.
-        return unsafe { kernels::adamw(kernels, job, (piece.start, piece.len), 0) };
+        return unsafe {
+            kernels::adamw(kernels, job, (piece.start, piece.len), Thresholds::Same(0))
+        };
     }
     let small_blocks =
         small_blocks.expect("work space is made for small blocks where there are any");
-    let mut moved = 0;
-    for (block, threshold) in (first_block..).zip(thresholds) {
-        let block = Range {
-            start: block * job.block_numel,
-            len: job.block_numel,
-        };
-        // SAFETY: the block lies within the piece (the caller's promise).
-        moved += unsafe { small_blocks.step(job, block, threshold) };
-    }
-    moved
+    // SAFETY: the piece's own blocks (the caller's promise).
+    unsafe { small_blocks.step(job, piece.start, thresholds) }
 }
 
 /// At most how many bytes of work space a step of one such tensor needs.

@@ -5,11 +5,19 @@ use super::table::Kernels;
 use super::tiles::{Access, Moments, Tile, for_each_tile};
 use crate::config::WeightDecayScope;
 use crate::cpu::simd::element::{Moment, Param};
-use crate::cpu::simd::vector::{Vector, magnitude};
+use crate::cpu::simd::vector::{MAX_LANES, Vector, magnitude};
 use crate::job::Job;
 
-/// Steps the entries `start..start + len`: those move whose first moment's magnitude reaches `threshold`, and with a
-/// threshold of 0 all whose first moment is finite. How many moved.
+/// What the magnitude of an entry's first moment must reach. 0 lets all move whose first moment is finite.
+#[derive(Clone, Copy)]
+pub(in crate::cpu) enum Thresholds<'a> {
+    /// The same for all entries.
+    Same(u32),
+    /// One for each entry of the range, and [`MAX_LANES`] more that mean nothing.
+    Each(&'a [u32]),
+}
+
+/// Steps the entries `start..start + len`: those move that reach their threshold. How many moved.
 ///
 /// # Safety
 ///
@@ -19,14 +27,24 @@ pub(in crate::cpu) unsafe fn adamw(
     kernels: &Kernels,
     job: &Job,
     range: (u64, u64),
-    threshold: u32,
+    thresholds: Thresholds<'_>,
 ) -> u64 {
     let access = Access {
         grad: true,
         moments: Moments::Written,
         param: true,
     };
-    let mut body = Step::new(job, threshold);
+    let same;
+    let mut body = match thresholds {
+        Thresholds::Same(threshold) => {
+            same = [threshold; MAX_LANES];
+            Step::new(job, &same, false)
+        }
+        Thresholds::Each(each) => {
+            assert!(each.len() as u64 >= range.1 + MAX_LANES as u64);
+            Step::new(job, each, true)
+        }
+    };
     let run = (kernels.adamw)(job);
     // SAFETY: the caller's promise.
     unsafe { for_each_tile(kernels, job, range, access, &mut body, run) };
@@ -49,7 +67,8 @@ pub(in crate::cpu) unsafe fn step_stored(
         moments: Moments::Read,
         param: true,
     };
-    let mut body = Step::new(job, threshold);
+    let same = [threshold; MAX_LANES];
+    let mut body = Step::new(job, &same, false);
     let run = (kernels.step_stored)(job);
     // SAFETY: the caller's promise.
     unsafe { for_each_tile(kernels, job, range, access, &mut body, run) };
@@ -58,16 +77,19 @@ pub(in crate::cpu) unsafe fn step_stored(
 
 /// What [`adamw`] keeps from tile to tile.
 pub(in crate::cpu) struct Step {
-    threshold: u32,
+    thresholds: *const u32,
+    /// There is a threshold for each entry; else for each lane.
+    has_each: bool,
     decays_all: bool,
     /// How many entries moved.
     moved: u64,
 }
 
 impl Step {
-    fn new(job: &Job, threshold: u32) -> Self {
+    fn new(job: &Job, thresholds: &[u32], has_each: bool) -> Self {
         Self {
-            threshold,
+            thresholds: thresholds.as_ptr(),
+            has_each,
             decays_all: job.weight_decay_scope == WeightDecayScope::All,
             moved: 0,
         }
@@ -83,7 +105,7 @@ impl Step {
         &mut self,
         tile: Tile<'_>,
     ) {
-        let threshold = V::uint(self.threshold);
+        let stride = if self.has_each { V::LANES } else { 0 };
         let decays_all = V::equal(V::uint(self.decays_all.into()), V::uint(1));
         let mut moved_lanes = V::uint(0);
         for group in 0..tile.groups::<V>() {
@@ -99,7 +121,8 @@ impl Step {
                     S::store(at.exp_avg_sq, v);
                     (m, v)
                 };
-                let selected = V::finite(m) & V::at_least(magnitude::<V>(m), threshold);
+                let threshold = V::load_f32(self.thresholds.add(group * stride).cast());
+                let selected = V::finite(m) & V::at_least(magnitude::<V>(m), V::bits(threshold));
                 let old = P::load(at.param, at.master);
                 let difference = V::bits(tile.arithmetic.difference::<V>(m, v));
                 let difference = V::from_bits(V::keep(selected, difference));
@@ -111,5 +134,8 @@ impl Step {
             V::end_group();
         }
         self.moved += u64::from(V::sum(moved_lanes));
+        if self.has_each {
+            self.thresholds = self.thresholds.wrapping_add(tile.len);
+        }
     }
 }

@@ -13,11 +13,13 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod tiles;
+mod tiny;
 
-pub(super) use adamw::{adamw, step_stored};
+pub(super) use adamw::{Thresholds, adamw, step_stored};
 pub(super) use apply::apply;
 pub(super) use collect::{Bracket, Candidates, collect, collect_stored};
 pub(super) use decay::decay;
 pub(super) use keys::{KeyRange, LINE, Sampled, keys, lines};
 pub(super) use norm::sum_of_squares;
 pub(super) use table::{Kernels, has_master};
+pub(super) use tiny::{TINY, is_tiny};

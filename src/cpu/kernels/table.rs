@@ -5,7 +5,7 @@ use super::apply::Apply;
 use super::collect::Collect;
 use super::keys::{self, KeyRange, Keys, Sifted};
 use super::tiles::{self, Loop, Tile, Widen};
-use super::{decay, norm as norm_loops};
+use super::{decay, norm as norm_loops, tiny};
 use crate::config::{CpuTier, Dtype, Filter, StateDtype};
 use crate::cpu::simd::element::{HalfBf16, HalfF16, MasterBf16, MasterF16, Moment, Param, Single};
 use crate::cpu::simd::vector::Vector;
@@ -37,6 +37,8 @@ pub(in crate::cpu) struct Kernels {
     pub(super) keys: fn(&Job) -> Loop<Keys>,
     pub(super) lines: fn(&Job) -> Line,
     pub(in crate::cpu) sift: unsafe fn(*const u32, usize, KeyRange, *mut u32) -> Sifted,
+    /// [`tiny::thresholds`].
+    pub(in crate::cpu) thresholds: unsafe fn(&[u32], usize, usize, &mut [u32]),
     pub(super) add_squares: unsafe fn(&mut [f64; norm::LANES], *const f32, usize),
     #[cfg(test)]
     pub(super) check_operations: unsafe fn(),
@@ -111,6 +113,7 @@ macro_rules! tier {
                     _ => for_moment_types!(job, line, false),
                 },
                 sift,
+                thresholds,
                 add_squares,
                 #[cfg(test)]
                 check_operations,
@@ -176,6 +179,11 @@ macro_rules! tier {
             ) -> Sifted {
                 // SAFETY: the caller's promise.
                 unsafe { super::keys::sift::<V>(keys, len, range, found) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn thresholds(keys: &[u32], len: usize, rank: usize, thresholds: &mut [u32]) {
+                tiny::thresholds(keys, len, rank, thresholds);
             }
 
             $(#[target_feature(enable = $features)])?

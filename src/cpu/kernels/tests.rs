@@ -8,6 +8,7 @@ use crate::job::{Job, RandomKeys};
 use crate::rule::convert::INFINITE;
 use crate::rule::random::{Key, Stream};
 use crate::rule::scalars::{Hyper, Scalars};
+use crate::rule::select::kth_largest;
 use crate::rule::{convert, entry, random};
 
 /// Entries of the window around index 2^32 that the tests look at, those of them on the near side, and the first.
@@ -627,7 +628,7 @@ fn steps_with_a_known_threshold_beyond_32_bits() {
                 let mut window = before.clone();
                 let job = window.job(Filter::Momentum, scope);
                 // SAFETY: only the entries of the window are touched.
-                let moved = unsafe { adamw(kernels, &job, WINDOW, threshold) };
+                let moved = unsafe { adamw(kernels, &job, WINDOW, Thresholds::Same(threshold)) };
                 assert_eq!(moved, count, "{threshold:#x}, {types:?}");
                 window.compare_params(&before, &expected, true, fate);
 
@@ -643,6 +644,68 @@ fn steps_with_a_known_threshold_beyond_32_bits() {
             }
         }
     });
+}
+
+#[test]
+fn steps_with_a_threshold_for_each_entry() {
+    everywhere(|kernels, types| {
+        let before = Window::new(types);
+        let job = before
+            .clone()
+            .job(Filter::Momentum, WeightDecayScope::Selected);
+        let (expected, sorted) = before.expected(&job);
+        let threshold_of = |i: usize| sorted[(7 * i) % sorted.len()].max(1);
+        let mut thresholds: Vec<u32> = (0..expected.len()).map(threshold_of).collect();
+        thresholds.extend([0; MAX_LANES]);
+        let moves = |i: usize| expected[i].key >= threshold_of(i);
+        let mut window = before.clone();
+        let job = window.job(Filter::Momentum, WeightDecayScope::Selected);
+        // SAFETY: only the entries of the window are touched.
+        let moved = unsafe { adamw(kernels, &job, WINDOW, Thresholds::Each(&thresholds)) };
+        let count = (0..expected.len()).filter(|&i| moves(i)).count();
+        assert!(moved == count as u64 && (1..expected.len()).contains(&count));
+        for (i, entry) in expected.iter().enumerate() {
+            let fate = if moves(i) { Fate::Moves } else { Fate::Stays };
+            window.check_param(&before, entry, i, fate, true);
+        }
+    });
+}
+
+#[test]
+fn thresholds_of_tiny_blocks() {
+    let mut state = 1u64;
+    for kernels in every_tier() {
+        for len in (1..=TINY).filter(|&len| len < 40 || len % 11 == 7 || len == TINY) {
+            for blocks in [1, 3, MAX_LANES, 2 * MAX_LANES + 1] {
+                let ranks = (1..=len).filter(|&rank| is_tiny(len as u64, rank as u64));
+                for rank in ranks.filter(|&rank| rank < 4 || rank % 5 == 0 || rank + 3 > len) {
+                    // Many are equal, some the least and the greatest that there are.
+                    let mut key = || {
+                        state = state
+                            .wrapping_mul(6_364_136_223_846_793_005)
+                            .wrapping_add(rank as u64);
+                        match state >> 60 {
+                            0 => 0,
+                            1 => INFINITE - 1,
+                            2..8 => 100 + (state >> 40 & 3) as u32,
+                            _ => (state >> 33) as u32 % INFINITE,
+                        }
+                    };
+                    let keys: Vec<u32> = (0..blocks * len).map(|_| key()).collect();
+                    let mut found = vec![7; blocks];
+                    // SAFETY: these kernels are for this processor.
+                    unsafe { (kernels.thresholds)(&keys, len, rank, &mut found) };
+                    for (found, block) in found.iter().zip(keys.chunks(len)) {
+                        assert_eq!(
+                            *found,
+                            kth_largest(&mut block.to_vec(), rank),
+                            "{rank} of {len}"
+                        );
+                    }
+                }
+            }
+        }
+    }
 }
 
 #[test]

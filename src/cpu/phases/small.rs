@@ -8,20 +8,23 @@ use super::lists::{Capacity, Lists, SEGMENT, Scratch, Segment, Share};
 use super::order::{BUCKETS, Counts, DIGITS, DigitSearch, OCTAVE};
 use super::{Range, forced, segments};
 use crate::config::Filter;
-use crate::cpu::kernels::{self, Bracket, Kernels};
+use crate::cpu::kernels::{self, Bracket, Kernels, LINE, TINY, Thresholds, is_tiny};
 use crate::cpu::simd::vector::MAX_LANES;
 use crate::job::Job;
 use crate::rule::convert::INFINITE;
-use crate::rule::select::kth_largest;
 use crate::test_paths::Paths;
 
 /// Blocks up to this size are stepped by one thread.
 pub(in crate::cpu) const SMALL_BLOCK: u64 = 1 << 15;
-/// Blocks up to this size have their keys sorted, which is simpler, and faster than lists.
-const TINY: usize = 64;
+/// Entries of tiny blocks that are stepped together.
+const RUN: usize = 2048;
+const _: () = assert!(RUN >= TINY);
 const MOST_SEGMENTS: usize = (SMALL_BLOCK / SEGMENT) as usize;
 
-/// Nothing is known of the threshold.
+/// How many times candidates are collected again before the digits of all keys are counted.
+const ATTEMPTS: usize = 3;
+
+/// Nothing is known of the threshold: for blocks that are hardly larger than a sample.
 const EVERY_KEY: Bracket = Bracket {
     low: 1,
     high: INFINITE,
@@ -72,23 +75,47 @@ impl<'a> SmallBlocks<'a> {
         }
     }
 
-    /// Steps a block; `threshold` is that of the step before, or 0, and becomes that of this step. How many entries moved.
+    /// Steps consecutive blocks from an entry on; the thresholds are those of the step before, or 0, and become those of this
+    /// step. How many entries moved.
     ///
     /// # Safety
     ///
-    /// The block is one of the job's, of at most [`SMALL_BLOCK`] entries; the job's buffers are as large as it says, and
-    /// nobody else uses them in this range.
+    /// The blocks are the job's, of at most [`SMALL_BLOCK`] entries; the job's buffers are as large as it says, and nobody
+    /// else uses them in this range.
     pub(in crate::cpu) unsafe fn step(
         &mut self,
         job: &Job,
-        block: Range,
-        threshold: &mut u32,
+        start: u64,
+        thresholds: &mut [u32],
     ) -> u64 {
+        let len = job.block_numel;
+        if job.filter == Filter::Momentum && is_tiny(len, job.rank) {
+            let run = RUN / len as usize;
+            let starts = (start..).step_by(run * len as usize);
+            let runs = starts.zip(thresholds.chunks_mut(run));
+            // SAFETY: the caller's promise.
+            return runs
+                .map(|(start, thresholds)| unsafe { self.step_tiny(job, start, thresholds) })
+                .sum();
+        }
+        let blocks = (start..)
+            .step_by(len as usize)
+            .map(|start| Range { start, len });
+        // SAFETY: the caller's promise.
+        blocks
+            .zip(thresholds)
+            .map(|(block, threshold)| unsafe { self.step_block(job, block, threshold) })
+            .sum()
+    }
+
+    /// Steps one block.
+    ///
+    /// # Safety
+    ///
+    /// As for [`SmallBlocks::step`].
+    unsafe fn step_block(&mut self, job: &Job, block: Range, threshold: &mut u32) -> u64 {
         // SAFETY: the caller's promise.
         unsafe {
-            if block.len <= TINY as u64 && job.filter == Filter::Momentum {
-                return self.step_tiny(job, block, threshold);
-            }
             let mut listed = [Segment::default(); MOST_SEGMENTS];
             let found = self.collect(job, block, *threshold, &mut listed);
             *threshold = found;
@@ -101,19 +128,30 @@ impl<'a> SmallBlocks<'a> {
         }
     }
 
+    /// Finds the thresholds of tiny blocks by all of their keys, and steps the blocks like AdamW.
+    ///
     /// # Safety
     ///
-    /// As for [`SmallBlocks::step`]; the block has at most [`TINY`] entries.
-    unsafe fn step_tiny(&self, job: &Job, block: Range, threshold: &mut u32) -> u64 {
-        let mut keys = [0u32; TINY + MAX_LANES];
-        let len = block.len as usize;
-        // SAFETY: the caller's promise; there is room for the keys and a group more.
+    /// As for [`SmallBlocks::step`]; the blocks have at most [`TINY`] entries, and [`RUN`] together.
+    unsafe fn step_tiny(&self, job: &Job, start: u64, thresholds: &mut [u32]) -> u64 {
+        // Words for a group more are needed by both.
+        let (mut keys, mut each) = ([0; RUN + MAX_LANES], [0; RUN + MAX_LANES]);
+        let block = job.block_numel as usize;
+        let len = block * thresholds.len();
+        // SAFETY: the caller's promise; there is room for the keys and a group more; the kernels are for this processor.
         unsafe {
-            let range = (block.start, len);
-            kernels::keys(self.kernels, job, range, keys.as_mut_ptr());
-            *threshold = kth_largest(&mut keys[..len], job.rank as usize);
-            let range = (block.start, block.len);
-            kernels::adamw(self.kernels, job, range, (*threshold).max(1))
+            kernels::keys(self.kernels, job, (start, len), keys.as_mut_ptr());
+            (self.kernels.thresholds)(&keys[..len], block, job.rank as usize, thresholds);
+            for (each, &mut threshold) in each.chunks_mut(block).zip(thresholds) {
+                // A key of 0 never moves.
+                each.fill(threshold.max(1));
+            }
+            kernels::adamw(
+                self.kernels,
+                job,
+                (start, len as u64),
+                Thresholds::Each(&each),
+            )
         }
     }
 
@@ -130,7 +168,7 @@ impl<'a> SmallBlocks<'a> {
         listed: &mut [Segment; MOST_SEGMENTS],
     ) -> u32 {
         let distance = OCTAVE / 8;
-        let bracket = if block.len <= TINY as u64 {
+        let bracket = if block.len <= 2 * LINE as u64 {
             EVERY_KEY
         } else if hint > 0 {
             Bracket {
@@ -157,36 +195,36 @@ impl<'a> SmallBlocks<'a> {
                 )
             };
         }
-        let Bracket { low, high } = self.bracket;
-        let again = match self.decide(job) {
-            Decision::Threshold(found) => return found,
-            Decision::Above => Bracket {
-                low: high,
-                high: high.saturating_add(2 * OCTAVE).min(INFINITE),
-            },
-            Decision::Below => Bracket {
-                low: low.saturating_sub(2 * OCTAVE).max(1),
-                high: low,
-            },
-            Decision::Inside => Bracket { low, high: low },
-        };
-        // SAFETY: the caller's promise.
-        unsafe {
-            if again.low < again.high && !self.paths.digits {
-                self.share.clear();
-                self.bracket = again;
-                for (segment, range) in listed.iter_mut().zip(segments(block)) {
-                    let lists = (&self.lists, &self.share);
-                    let scratch = &mut self.scratch;
-                    *segment = collect_again(self.kernels, job, range, again, scratch, lists);
-                }
-                if let Decision::Threshold(found) = self.decide(job) {
-                    return found;
-                }
+        let attempts = if self.paths.digits { 0 } else { ATTEMPTS };
+        let mut distance = OCTAVE / 2;
+        for _ in 0..attempts {
+            let Bracket { low, high } = self.bracket;
+            let (low, high) = match self.decide(job) {
+                Decision::Threshold(found) => return found,
+                Decision::Above => (high, (high + distance).min(INFINITE)),
+                Decision::Below => (low.saturating_sub(distance).max(1), low),
+                Decision::Inside => (low + (high - low) / 2, high),
+            };
+            if low >= high {
+                break;
             }
-            *listed = [Segment::default(); MOST_SEGMENTS];
-            self.by_digits(job, block)
+            distance *= 4;
+            self.bracket = Bracket { low, high };
+            self.share.clear();
+            for (segment, range) in listed.iter_mut().zip(segments(block)) {
+                let (lists, scratch) = ((&self.lists, &self.share), &mut self.scratch);
+                // SAFETY: the caller's promise; the segment is a part of the block.
+                *segment = unsafe {
+                    collect_again(self.kernels, job, range, self.bracket, scratch, lists)
+                };
+            }
         }
+        if let Decision::Threshold(found) = self.decide(job) {
+            return found;
+        }
+        *listed = [Segment::default(); MOST_SEGMENTS];
+        // SAFETY: the caller's promise.
+        unsafe { self.by_digits(job, block) }
     }
 
     fn decide(&mut self, job: &Job) -> Decision {
