@@ -519,6 +519,11 @@ typedef struct mofo_step_report {
      * this may depend on the threads.
      */
     uint64_t estimates_failed;
+    /**
+     * Tensors that took part, or would have: of all, or of those listed, the ones that have a gradient. 0 where
+     * the step had nothing to do, which is often a mistake of the caller's.
+     */
+    uint64_t tensors;
 } mofo_step_report;
 
 /**
@@ -577,6 +582,39 @@ typedef struct mofo_step_args {
      * not taken (see `mofo_step_report.status`). NULL (default): as `learning_rate` says. NULL on the CPU.
      */
     const double *device_learning_rate;
+    /**
+     * β1 of this step: in [0, 1), or `MOFO_INHERIT` (default).
+     */
+    double beta1;
+    /**
+     * β2 of this step, likewise.
+     */
+    double beta2;
+    /**
+     * ε of this step: finite, at least 0, or `MOFO_INHERIT` (default).
+     */
+    double epsilon;
+    /**
+     * λ of this step, for the tensors that have none of their own: finite, at least 0, or `MOFO_INHERIT` (default).
+     */
+    double weight_decay;
+    /**
+     * CUDA: where β1 of this step is, in place of `beta1`, as with `device_learning_rate`. Out of its range: the step is
+     * not taken.
+     */
+    const double *device_beta1;
+    /**
+     * CUDA: likewise β2.
+     */
+    const double *device_beta2;
+    /**
+     * CUDA: likewise ε.
+     */
+    const double *device_epsilon;
+    /**
+     * CUDA: likewise λ, of the tensors that have none of their own.
+     */
+    const double *device_weight_decay;
 } mofo_step_args;
 
 /**
@@ -766,7 +804,8 @@ int32_t mofo_step_args_init(struct mofo_step_args *args, uint64_t size);
 /**
  * Takes one step: reads the gradients, updates moments, masters and parameters of all tensors that have a
  * gradient, or of those in `args->tensors`. A NULL `args` is all defaults. If none of them has a gradient
- * the step does nothing, and that is fine.
+ * the step does nothing, and that is fine; an engine that does not expect it looks whether `tensors` of the
+ * report is 0.
  *
  * Returns `MOFO_OK`, or `MOFO_SKIPPED` if `skip_nonfinite` left the step out. On an error nothing has
  * changed: `MOFO_ERROR_INVALID_STATE` if no tensor was added or none is bound,

@@ -198,8 +198,11 @@ void thrown_errors() {
     args = mofo::StepArgs();
     args.only(&index, 1).report_to(report);
     args.learning_rate = 0.5;
+    args.beta1 = 0.5;
+    args.weight_decay = 0.0;
     CHECK(optimizer.step(args));
     CHECK_U64(report.entries, 4);
+    CHECK_U64(report.tensors, 1);
     CHECK_U64(report.entries_selected, 1);
     CHECK(std::abs(param[3] - 0.5F) < 1e-6F && param[2] == 1.0F);
     // An empty list is empty, even if it has no address.
@@ -208,6 +211,7 @@ void thrown_errors() {
     nothing.only(none.data(), none.size()).report_to(report);
     CHECK(optimizer.step(nothing));
     CHECK_U64(report.entries, 0);
+    CHECK_U64(report.tensors, 0);
     CHECK(std::abs(optimizer.grad_norm(args) - std::sqrt(30.0)) < 1e-12);
     CHECK(std::abs(optimizer.grad_norm() - std::sqrt(30.0)) < 1e-12);
     CHECK_U64(optimizer.tensor_state(index).step_count, 1);

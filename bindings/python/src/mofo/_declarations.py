@@ -154,6 +154,7 @@ class CStepReport(ctypes.Structure):
         ("status", c_int32),
         ("blocks_estimated", c_uint64),
         ("estimates_failed", c_uint64),
+        ("tensors", c_uint64),
     ]
 
 
@@ -172,6 +173,14 @@ class CStepArgs(ctypes.Structure):
         ("report", POINTER(CStepReport)),
         ("report_size", c_uint64),
         ("device_learning_rate", POINTER(c_double)),
+        ("beta1", c_double),
+        ("beta2", c_double),
+        ("epsilon", c_double),
+        ("weight_decay", c_double),
+        ("device_beta1", POINTER(c_double)),
+        ("device_beta2", POINTER(c_double)),
+        ("device_epsilon", POINTER(c_double)),
+        ("device_weight_decay", POINTER(c_double)),
     ]
 
 
