@@ -569,7 +569,8 @@ typedef struct mofo_step_args {
     void *stream;
     /**
      * Where to write what the step did, or NULL (default). On CUDA it is the device that writes, when the step has
-     * run: to device, managed or page-locked memory, which is yours to read after you have waited for the stream.
+     * run: to device, managed or page-locked memory, which is yours to read after `mofo_wait`, or once
+     * you have waited for the stream.
      */
     struct mofo_step_report *report;
     /**
@@ -820,6 +821,18 @@ int32_t mofo_step_args_init(struct mofo_step_args *args, uint64_t size);
  * the bound buffers of the tensors of this step are alive and not touched by others during the call.
  */
 int32_t mofo_step(struct mofo_optimizer *optimizer, const struct mofo_step_args *args);
+
+/**
+ * Waits until every step that `mofo_step` has launched has ended: parameters, state and reports are then as those steps
+ * leave them. On CUDA this is how an engine that does not call CUDA itself waits; of steps replayed from a graph the
+ * optimizer does not know. On the CPU there is nothing to wait for.
+ *
+ * Errors: `MOFO_ERROR_CUDA`, also of an earlier kernel of anybody's that broke the context.
+ *
+ * Requires:
+ * `optimizer` is NULL or alive.
+ */
+int32_t mofo_wait(struct mofo_optimizer *optimizer);
 
 /**
  * Computes the global norm of the gradients, times |grad_scale|, of all tensors that have one, or of those

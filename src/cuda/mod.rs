@@ -110,8 +110,7 @@ impl Cuda {
         self.context.check_memory(what, start, bytes)
     }
 
-    /// Waits for the steps that were not captured. What else of the optimizer runs is the caller's to wait for.
-    fn wait(&self) -> Result<()> {
+    pub(crate) fn wait(&self) -> Result<()> {
         self.last.synchronize()
     }
 

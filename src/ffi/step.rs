@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::mem::size_of;
 
-use super::optimizer::{mofo_optimizer, with_optimizer_status};
+use super::optimizer::{mofo_optimizer, with_optimizer, with_optimizer_status};
 use super::options::MOFO_INHERIT;
 use super::panic::guard;
 use super::status::{MOFO_OK, MOFO_SKIPPED};
@@ -81,7 +81,8 @@ pub struct mofo_step_args {
     /// legacy default stream. NULL on the CPU.
     pub stream: *mut c_void,
     /// Where to write what the step did, or NULL (default). On CUDA it is the device that writes, when the step has
-    /// run: to device, managed or page-locked memory, which is yours to read after you have waited for the stream.
+    /// run: to device, managed or page-locked memory, which is yours to read after `mofo_wait`, or once
+    /// you have waited for the stream.
     pub report: *mut mofo_step_report,
     /// `sizeof *report`; not looked at if `report` is NULL.
     pub report_size: u64,
@@ -216,6 +217,21 @@ pub unsafe extern "C" fn mofo_step(
     };
     // SAFETY: the caller's promise about `optimizer`.
     unsafe { with_optimizer_status(optimizer, step) }
+}
+
+/// Waits until every step that `mofo_step` has launched has ended: parameters, state and reports are then as those steps
+/// leave them. On CUDA this is how an engine that does not call CUDA itself waits; of steps replayed from a graph the
+/// optimizer does not know. On the CPU there is nothing to wait for.
+///
+/// Errors: `MOFO_ERROR_CUDA`, also of an earlier kernel of anybody's that broke the context.
+///
+/// # Safety
+///
+/// `optimizer` is NULL or alive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mofo_wait(optimizer: *mut mofo_optimizer) -> i32 {
+    // SAFETY: the caller's promise about `optimizer`.
+    unsafe { with_optimizer(optimizer, |optimizer| optimizer.wait()) }
 }
 
 /// Computes the global norm of the gradients, times |grad_scale|, of all tensors that have one, or of those

@@ -286,6 +286,7 @@ static void null_pointers(struct scene *scene) {
     NO_HANDLE(mofo_find_tensor(NULL, "scene.full", &index));
     NO_HANDLE(mofo_bind_tensor(NULL, 0, scene->full.param, scene->full.grad));
     NO_HANDLE(mofo_step(NULL, NULL));
+    NO_HANDLE(mofo_wait(NULL));
     NO_HANDLE(mofo_grad_norm(NULL, NULL, &norm));
     memset(&info, 0xAA, sizeof info);
     NO_HANDLE(mofo_tensor_state(NULL, 0, &info, sizeof info));

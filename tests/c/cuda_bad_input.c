@@ -419,6 +419,7 @@ static void broken_context(void) {
     BROKEN(mofo_step(scene->device, NULL));
     args.stream = CU_STREAM_PER_THREAD;
     BROKEN(mofo_step(scene->device, &args));
+    BROKEN(mofo_wait(scene->device));
     BROKEN(mofo_grad_norm(scene->device, NULL, &norm));
     BROKEN(mofo_add_tensor(scene->device, &tensor, &index));
     BROKEN(mofo_remove_tensor(scene->device, scene->tensors[0].index));

@@ -3,6 +3,7 @@
 #define _POSIX_C_SOURCE 200809L
 
 #include <pthread.h>
+#include <time.h>
 
 #include "cuda_buffers.h"
 
@@ -455,6 +456,50 @@ static void device_hyper_parameters(void) {
     twins_free(twins);
 }
 
+static void *open_gate_soon(void *unused) {
+    const struct timespec soon = {0, 20 * 1000 * 1000};
+    nanosleep(&soon, NULL);
+    open_gate();
+    return unused;
+}
+
+/* Without a call of CUDA's by whoever waits. */
+static void waits(void) {
+    mofo_options options = default_options();
+    struct twins *twins = twins_new(&options);
+    struct twin *twin = twins_add_plain(twins, "waits", 900, 1, MOFO_DTYPE_F32, MOFO_DTYPE_F32);
+    mofo_step_args args = default_args();
+    mofo_step_report expected;
+    mofo_step_report *report;
+    void *page_locked;
+    CUstream stream;
+    pthread_t thread;
+    CASE("before the first step");
+    REQUIRE_OK(mofo_wait(twins->device));
+    CASE("for a step that another stream's work holds up");
+    REQUIRE_CUDA(cuMemAllocHost(&page_locked, 4096));
+    report = page_locked;
+    memset(report, 0x11, sizeof *report);
+    REQUIRE_CUDA(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    args.stream = stream;
+    args.report = report;
+    args.report_size = sizeof *report;
+    expected = cpu_step(twins, NULL);
+    close_gate(stream);
+    REQUIRE_OK(mofo_step(twins->device, &args));
+    REQUIRE(pthread_create(&thread, NULL, open_gate_soon, NULL) == 0);
+    REQUIRE_OK(mofo_wait(twins->device));
+    check_same_report(report, &expected);
+    REQUIRE(pthread_join(thread, NULL) == 0);
+    CHECK_U64(state_of(twins->device, twin->index).step_count, 1);
+    twins_same(twins);
+    CASE("once more, with nothing to wait for");
+    REQUIRE_OK(mofo_wait(twins->device));
+    REQUIRE_CUDA(cuStreamDestroy(stream));
+    REQUIRE_CUDA(cuMemFreeHost(page_locked));
+    twins_free(twins);
+}
+
 /* Nothing to do: the report says so. */
 static void no_tensor_takes_part(void) {
     mofo_options options = default_options();
@@ -502,6 +547,7 @@ int main(void) {
     not_finite();
     device_learning_rate();
     device_hyper_parameters();
+    waits();
     no_tensor_takes_part();
     last_step();
     return cuda_finish();

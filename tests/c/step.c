@@ -323,6 +323,18 @@ static void no_tensor_takes_part(void) {
     pair_free(&pair);
 }
 
+/* On the CPU there is nothing to wait for. */
+static void waiting(void) {
+    mofo_options o = default_options();
+    struct pair pair = pair_new(&o);
+    CHECK_OK(mofo_wait(pair.optimizer));
+    CHECK_OK(mofo_step(pair.optimizer, NULL));
+    CHECK_OK(mofo_wait(pair.optimizer));
+    pair_reference(&pair, NULL, 0.0, 15);
+    pair_check(&pair);
+    pair_free(&pair);
+}
+
 /* With skip_nonfinite such a step is left out; without, only the entries that it touches stand still. */
 static void nonfinite_gradients(void) {
     static const float bad[] = {NAN, INFINITY, -INFINITY};
@@ -443,6 +455,7 @@ int main(void) {
     subsets();
     listed_without_a_gradient();
     no_tensor_takes_part();
+    waiting();
     nonfinite_gradients();
     threads_and_tiers();
     return check_finish();

@@ -82,6 +82,7 @@ class Cuda(unittest.TestCase):
             self.assertIsNone(launched.grad_norm)
             on_cpu.step()
             made.step(report=report, device_learning_rate=rate, **on_device)
+            made.wait()
             expected = on_cpu.step(learning_rate=0.25, **values)
             self.assertEqual(device.read(param, 4000), params["w"].tobytes())
             self.assertEqual(mofo.StepReport.from_bytes(device.read(report, mofo.REPORT_SIZE)), expected)

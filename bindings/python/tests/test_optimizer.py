@@ -62,6 +62,7 @@ class Steps(unittest.TestCase):
             with self.assertRaisesRegex(mofo.Error, next(iter(wrong))):
                 made.step(**wrong)
             self.assertEqual(list(params["w"]), before)
+        made.wait()
 
     def test_move_the_largest_share_of_each_block(self) -> None:
         made = mofo.Optimizer(update_fraction=0.25, num_threads=1)

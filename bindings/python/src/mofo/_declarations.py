@@ -228,6 +228,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "mofo_tensor_state": (c_int32, [OptimizerPointer, c_uint64, POINTER(CTensorInfo), c_uint64]),
     "mofo_set_step_count": (c_int32, [OptimizerPointer, c_uint64, c_uint64]),
     "mofo_step": (c_int32, [OptimizerPointer, POINTER(CStepArgs)]),
+    "mofo_wait": (c_int32, [OptimizerPointer]),
     "mofo_grad_norm": (c_int32, [OptimizerPointer, POINTER(CStepArgs), POINTER(c_double)]),
     "mofo_memory": (c_int32, [OptimizerPointer, POINTER(CMemoryInfo), c_uint64]),
     "mofo_cpu_tier": (c_int32, [OptimizerPointer]),

@@ -201,7 +201,7 @@ class Optimizer:
 
         On CUDA, all of them addresses, 0 for none: `stream`, a cudaStream_t; `report`, `REPORT_SIZE` bytes that the
         step will write when it has run; `device_learning_rate`, `device_beta1`, `device_beta2`, `device_epsilon` and
-        `device_weight_decay`, doubles to read then. The step is not waited for, and the report that is
+        `device_weight_decay`, doubles to read then. The step is not waited for (`wait` does), and the report that is
         returned knows no more than that it was `launched`.
         """
         with self._call() as handle:
@@ -232,6 +232,11 @@ class Optimizer:
                 args.report = _pointer(CStepReport, device_report, "report")
             handle.library.check(handle.library.functions.mofo_step(handle.pointer, args))
             return LAUNCHED if on_cuda else StepReport.from_c(written)
+
+    def wait(self) -> None:
+        """Waits until the steps that were launched on CUDA have ended. On the CPU there is nothing to wait for."""
+        with self._call() as handle:
+            handle.library.check(handle.library.functions.mofo_wait(handle.pointer))
 
     def grad_norm(
         self, *, grad_scale: float = 1.0, tensors: Iterable[str | int] | None = None, stream: int = 0
