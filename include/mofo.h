@@ -519,6 +519,11 @@ typedef struct mofo_step_report {
      * this may depend on the threads.
      */
     uint64_t estimates_failed;
+    /**
+     * Tensors that took part, or would have: of all, or of those listed, the ones that have a gradient. 0 where
+     * the step had nothing to do, which is often a mistake of the caller's.
+     */
+    uint64_t tensors;
 } mofo_step_report;
 
 /**
@@ -564,7 +569,8 @@ typedef struct mofo_step_args {
     void *stream;
     /**
      * Where to write what the step did, or NULL (default). On CUDA it is the device that writes, when the step has
-     * run: to device, managed or page-locked memory, which is yours to read after you have waited for the stream.
+     * run: to device, managed or page-locked memory, which is yours to read after `mofo_wait`, or once
+     * you have waited for the stream.
      */
     struct mofo_step_report *report;
     /**
@@ -577,6 +583,39 @@ typedef struct mofo_step_args {
      * not taken (see `mofo_step_report.status`). NULL (default): as `learning_rate` says. NULL on the CPU.
      */
     const double *device_learning_rate;
+    /**
+     * β1 of this step: in [0, 1), or `MOFO_INHERIT` (default).
+     */
+    double beta1;
+    /**
+     * β2 of this step, likewise.
+     */
+    double beta2;
+    /**
+     * ε of this step: finite, at least 0, or `MOFO_INHERIT` (default).
+     */
+    double epsilon;
+    /**
+     * λ of this step, for the tensors that have none of their own: finite, at least 0, or `MOFO_INHERIT` (default).
+     */
+    double weight_decay;
+    /**
+     * CUDA: where β1 of this step is, in place of `beta1`, as with `device_learning_rate`. Out of its range: the step is
+     * not taken.
+     */
+    const double *device_beta1;
+    /**
+     * CUDA: likewise β2.
+     */
+    const double *device_beta2;
+    /**
+     * CUDA: likewise ε.
+     */
+    const double *device_epsilon;
+    /**
+     * CUDA: likewise λ, of the tensors that have none of their own.
+     */
+    const double *device_weight_decay;
 } mofo_step_args;
 
 /**
@@ -766,7 +805,8 @@ int32_t mofo_step_args_init(struct mofo_step_args *args, uint64_t size);
 /**
  * Takes one step: reads the gradients, updates moments, masters and parameters of all tensors that have a
  * gradient, or of those in `args->tensors`. A NULL `args` is all defaults. If none of them has a gradient
- * the step does nothing, and that is fine.
+ * the step does nothing, and that is fine; an engine that does not expect it looks whether `tensors` of the
+ * report is 0.
  *
  * Returns `MOFO_OK`, or `MOFO_SKIPPED` if `skip_nonfinite` left the step out. On an error nothing has
  * changed: `MOFO_ERROR_INVALID_STATE` if no tensor was added or none is bound,
@@ -781,6 +821,18 @@ int32_t mofo_step_args_init(struct mofo_step_args *args, uint64_t size);
  * the bound buffers of the tensors of this step are alive and not touched by others during the call.
  */
 int32_t mofo_step(struct mofo_optimizer *optimizer, const struct mofo_step_args *args);
+
+/**
+ * Waits until every step that `mofo_step` has launched has ended: parameters, state and reports are then as those steps
+ * leave them. On CUDA this is how an engine that does not call CUDA itself waits; of steps replayed from a graph the
+ * optimizer does not know. On the CPU there is nothing to wait for.
+ *
+ * Errors: `MOFO_ERROR_CUDA`, also of an earlier kernel of anybody's that broke the context.
+ *
+ * Requires:
+ * `optimizer` is NULL or alive.
+ */
+int32_t mofo_wait(struct mofo_optimizer *optimizer);
 
 /**
  * Computes the global norm of the gradients, times |grad_scale|, of all tensors that have one, or of those

@@ -358,6 +358,8 @@ class Optimizer {
     }
     Status try_step() noexcept { return Status{mofo_step(handle_, nullptr)}; }
     Status try_step(const mofo_step_args &args) noexcept { return Status{mofo_step(handle_, &args)}; }
+    /** Waits for the steps that were launched. */
+    Status try_wait() noexcept { return Status{mofo_wait(handle_)}; }
     Status try_grad_norm(double &norm) noexcept { return Status{mofo_grad_norm(handle_, nullptr, &norm)}; }
     Status try_grad_norm(const mofo_step_args &args, double &norm) noexcept {
         return Status{mofo_grad_norm(handle_, &args, &norm)};
@@ -414,6 +416,7 @@ class Optimizer {
     /** Whether the step was taken: false if `skip_nonfinite` left it out. */
     bool step() { return taken(try_step()); }
     bool step(const mofo_step_args &args) { return taken(try_step(args)); }
+    void wait() { check(try_wait()); }
     double grad_norm() {
         double norm = 0.0;
         check(try_grad_norm(norm));

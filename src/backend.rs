@@ -157,8 +157,13 @@ impl Backend {
         ask!(self, device => device.bind(index, param, grad));
     }
 
-    /// How far a tensor that is there has come. On CUDA this waits for the steps that were taken, but not for those replayed
-    /// from a graph.
+    /// Waits until every step that was asked for has ended; on CUDA not for those replayed from a graph, which it does not
+    /// know of.
+    pub(crate) fn wait(&self) -> Result<()> {
+        ask!(self, device => device.wait())
+    }
+
+    /// How far a tensor that is there has come. On CUDA this waits as [`Backend::wait`] does.
     pub(crate) fn progress(&self, index: usize) -> Result<Progress> {
         ask!(self, device => device.progress(index))
     }

@@ -332,7 +332,7 @@ pub(crate) fn at_least_zero(what: &str, value: f64) -> Result<()> {
 }
 
 /// Refuses what is outside [0, 1).
-fn below_one(what: &str, value: f64) -> Result<()> {
+pub(crate) fn below_one(what: &str, value: f64) -> Result<()> {
     if !(0.0..1.0).contains(&value) {
         fail!(
             InvalidArgument,

@@ -127,9 +127,9 @@ pub(crate) struct StepRequest<'a> {
     pub participants: &'a [Participant],
     /// The caller named the tensors: others that have a gradient may be left out.
     pub listed: bool,
-    /// η of this step.
-    pub learning_rate: f64,
-    /// α of this step for the tensors without one of their own.
+    /// Those of this step, for the tensors without any of their own.
+    pub hyper: Hyper,
+    /// Likewise α.
     pub update_fraction: f64,
     pub gradients: GradientRequest,
     pub device: DeviceArgs,
@@ -274,7 +274,7 @@ pub(crate) struct Progress {
 }
 
 /// Bytes of a [`crate::ffi::mofo_step_report`].
-pub(crate) const STEP_REPORT_BYTES: u64 = 48;
+pub(crate) const STEP_REPORT_BYTES: u64 = 56;
 
 /// What is particular to a step on CUDA. For steps on the CPU all pointers must be null.
 #[derive(Clone, Copy, Debug)]
@@ -284,9 +284,17 @@ pub struct DeviceArgs {
     pub stream: *mut c_void,
     /// In memory that the device can read: η of this step, in place of `learning_rate`, read when the step runs.
     pub learning_rate: *const f64,
+    /// Likewise β1.
+    pub beta1: *const f64,
+    /// Likewise β2.
+    pub beta2: *const f64,
+    /// Likewise ε.
+    pub epsilon: *const f64,
+    /// Likewise λ.
+    pub weight_decay: *const f64,
     /// Memory that the device can write, for a [`crate::ffi::mofo_step_report`].
     pub report: *mut c_void,
-    /// Bytes of it; from 48 to 4,096 if there is any.
+    /// Bytes of it; from 56 to 4,096 if there is any.
     pub report_size: u64,
 }
 
@@ -295,6 +303,10 @@ impl Default for DeviceArgs {
         Self {
             stream: std::ptr::null_mut(),
             learning_rate: std::ptr::null(),
+            beta1: std::ptr::null(),
+            beta2: std::ptr::null(),
+            epsilon: std::ptr::null(),
+            weight_decay: std::ptr::null(),
             report: std::ptr::null_mut(),
             report_size: 0,
         }
@@ -302,15 +314,27 @@ impl Default for DeviceArgs {
 }
 
 impl DeviceArgs {
-    /// Refuses a learning rate that is misaligned, and a report of another size than one may have.
+    /// The hyper-parameters that the device reads when the step runs, with the names of the C API; null where it does not.
+    pub(crate) fn hyper(&self) -> [(&'static str, *const f64); 5] {
+        [
+            ("device_learning_rate", self.learning_rate),
+            ("device_beta1", self.beta1),
+            ("device_beta2", self.beta2),
+            ("device_epsilon", self.epsilon),
+            ("device_weight_decay", self.weight_decay),
+        ]
+    }
+
+    /// Refuses hyper-parameters that are misaligned, and a report of another size than one may have.
     #[cfg(feature = "cuda")]
     pub(crate) fn validate(&self) -> Result<()> {
-        if !self.learning_rate.is_aligned() {
-            fail!(
-                InvalidArgument,
-                "device_learning_rate is {:p}; it must be a multiple of 8",
-                self.learning_rate
-            );
+        for (what, pointer) in self.hyper() {
+            if !pointer.is_aligned() {
+                fail!(
+                    InvalidArgument,
+                    "{what} is {pointer:p}; it must be a multiple of 8"
+                );
+            }
         }
         let sizes = STEP_REPORT_BYTES..=4096;
         if !self.report.is_null() && !sizes.contains(&self.report_size) {
@@ -329,10 +353,10 @@ impl DeviceArgs {
     pub(crate) fn check_is_none(&self) -> Result<()> {
         let pointers = [
             ("stream", self.stream.cast_const()),
-            ("device_learning_rate", self.learning_rate.cast()),
             ("report", self.report.cast_const()),
         ];
-        for (what, pointer) in pointers {
+        let hyper = self.hyper().map(|(what, pointer)| (what, pointer.cast()));
+        for (what, pointer) in pointers.into_iter().chain(hyper) {
             if !pointer.is_null() {
                 fail!(
                     InvalidArgument,

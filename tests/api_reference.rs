@@ -87,6 +87,7 @@ const SUBJECTS: &[Subject] = &[
             Of("mofo_step_args"),
             Of("mofo_step_args_init"),
             Of("mofo_step_report"),
+            Of("mofo_wait"),
             Of("mofo_grad_norm"),
         ],
     },

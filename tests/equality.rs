@@ -260,6 +260,43 @@ fn the_engines_own_threads() {
 }
 
 #[test]
+fn hyper_parameters_that_change_from_step_to_step() {
+    let schedule = [
+        (Some(0.95), None, None, None),
+        (Some(0.0), Some(0.9), Some(0.1), Some(0.5)),
+        (None, Some(0.0), Some(0.0), Some(0.0)),
+        (Some(0.85), Some(0.9999), None, Some(2.0)),
+        (None, None, None, None),
+    ]
+    .map(|(beta1, beta2, epsilon, weight_decay)| StepArgs {
+        learning_rate: Some(0.01),
+        update_fraction: beta1.map(|beta1| 0.02 + 0.1 * beta1),
+        beta1,
+        beta2,
+        epsilon,
+        weight_decay,
+        ..StepArgs::default()
+    });
+    for filter in FILTERS {
+        for weight_decay_scope in SCOPES {
+            Case {
+                options: Options {
+                    filter,
+                    weight_decay_scope,
+                    num_threads: 2,
+                    ..mixture_options()
+                },
+                tensors: mixture(),
+                steps: 7,
+                schedule: schedule.to_vec(),
+                ..Case::default()
+            }
+            .check_in(places());
+        }
+    }
+}
+
+#[test]
 fn a_hundred_steps() {
     for (master_weights, state_dtype) in [(false, StateDtype::F32), (true, StateDtype::BF16)] {
         let mut tensors: Vec<Tensor> = DTYPES

@@ -76,7 +76,7 @@ pub(super) struct Step {
     pub blocks: u64,
     pub control: u64,
     pub sums: u64,
-    pub device_learning_rate: u64,
+    pub device_hyper: [u64; 5],
     pub report: u64,
     pub report_size: u64,
     pub num_tensors: u64,
@@ -125,7 +125,7 @@ pub(super) struct Begin {
 const _: () = {
     assert!(size_of::<Tensor>() == 144);
     assert!(size_of::<Block>() == 40);
-    assert!(size_of::<Step>() == 200);
+    assert!(size_of::<Step>() == 232);
     assert!(size_of::<Bind>() <= 4096 && size_of::<Begin>() <= 4096);
     assert!(BOUND_AT_ONCE.is_multiple_of(2));
 };

@@ -110,8 +110,7 @@ impl Cuda {
         self.context.check_memory(what, start, bytes)
     }
 
-    /// Waits for the steps that were not captured. What else of the optimizer runs is the caller's to wait for.
-    fn wait(&self) -> Result<()> {
+    pub(crate) fn wait(&self) -> Result<()> {
         self.last.synchronize()
     }
 
@@ -183,9 +182,12 @@ impl Cuda {
         request::check_scalars(request)?;
         let mut step = self.step_with_tables(request);
         let device = &request.device;
-        if !device.learning_rate.is_null() {
-            let (start, bytes) = (device.learning_rate.cast(), size_of::<f64>() as u64);
-            step.device_learning_rate = self.context.reach("device_learning_rate", start, bytes)?;
+        for (place, (what, pointer)) in step.device_hyper.iter_mut().zip(device.hyper()) {
+            if !pointer.is_null() {
+                *place = self
+                    .context
+                    .reach(what, pointer.cast(), size_of::<f64>() as u64)?;
+            }
         }
         if !device.report.is_null() {
             let start = device.report.cast_const();

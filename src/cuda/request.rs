@@ -55,7 +55,7 @@ fn dtype_number(dtype: Dtype) -> u32 {
 /// Refuses hyper-parameters of which a scalar cannot be finite. The device counts the steps: what is too large even in the
 /// last one is refused here, the rest there.
 pub(super) fn check_scalars(request: &StepRequest<'_>) -> Result<()> {
-    if !request.device.learning_rate.is_null() {
+    if request.device.hyper().iter().any(|(_, p)| !p.is_null()) {
         return Ok(());
     }
     let last = Progress {
@@ -82,7 +82,10 @@ pub(super) fn check_scalars(request: &StepRequest<'_>) -> Result<()> {
 pub(super) fn step(request: &StepRequest<'_>) -> layout::Step {
     let paths = test_paths::current();
     let StepRequest {
-        options, gradients, ..
+        options,
+        hyper,
+        gradients,
+        ..
     } = request;
     layout::Step {
         tensors: 0,
@@ -90,17 +93,17 @@ pub(super) fn step(request: &StepRequest<'_>) -> layout::Step {
         blocks: 0,
         control: 0,
         sums: 0,
-        device_learning_rate: 0,
+        device_hyper: [0; 5],
         report: 0,
         report_size: 0,
         num_tensors: 0,
         num_blocks: 0,
         seed: options.seed,
-        learning_rate: request.learning_rate,
-        beta1: options.beta1,
-        beta2: options.beta2,
-        epsilon: options.epsilon,
-        weight_decay: options.weight_decay,
+        learning_rate: hyper.learning_rate,
+        beta1: hyper.beta1,
+        beta2: hyper.beta2,
+        epsilon: hyper.epsilon,
+        weight_decay: hyper.weight_decay,
         update_fraction: request.update_fraction,
         grad_scale: gradients.grad_scale,
         grad_norm: gradients.grad_norm.unwrap_or(-1.0),

@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::mem::size_of;
 
-use super::optimizer::{mofo_optimizer, with_optimizer_status};
+use super::optimizer::{mofo_optimizer, with_optimizer, with_optimizer_status};
 use super::options::MOFO_INHERIT;
 use super::panic::guard;
 use super::status::{MOFO_OK, MOFO_SKIPPED};
@@ -41,12 +41,15 @@ pub struct mofo_step_report {
     /// exact all the same, but took longer. On CUDA, of all that a step reports only
     /// this may depend on the threads.
     pub estimates_failed: u64,
+    /// Tensors that took part, or would have: of all, or of those listed, the ones that have a gradient. 0 where
+    /// the step had nothing to do, which is often a mistake of the caller's.
+    pub tensors: u64,
 }
 
-// SAFETY: `repr(C)`, `Copy`, no padding: 8 × 5 + 4 × 2 = 48 bytes (asserted below).
+// SAFETY: `repr(C)`, `Copy`, no padding: 8 × 6 + 4 × 2 = 56 bytes (asserted below).
 unsafe impl OutputStruct for mofo_step_report {
     const NAME: &'static str = "mofo_step_report";
-    const VERSION_1_SIZE: u64 = 48;
+    const VERSION_1_SIZE: u64 = 56;
 }
 
 const _: () = assert!(size_of::<mofo_step_report>() as u64 == STEP_REPORT_BYTES);
@@ -78,7 +81,8 @@ pub struct mofo_step_args {
     /// legacy default stream. NULL on the CPU.
     pub stream: *mut c_void,
     /// Where to write what the step did, or NULL (default). On CUDA it is the device that writes, when the step has
-    /// run: to device, managed or page-locked memory, which is yours to read after you have waited for the stream.
+    /// run: to device, managed or page-locked memory, which is yours to read after `mofo_wait`, or once
+    /// you have waited for the stream.
     pub report: *mut mofo_step_report,
     /// `sizeof *report`; not looked at if `report` is NULL.
     pub report_size: u64,
@@ -86,13 +90,30 @@ pub struct mofo_step_args {
     /// the step runs, so that a step captured in a graph can follow a schedule. Not finite or negative: the step is
     /// not taken (see `mofo_step_report.status`). NULL (default): as `learning_rate` says. NULL on the CPU.
     pub device_learning_rate: *const f64,
+    /// β1 of this step: in [0, 1), or `MOFO_INHERIT` (default).
+    pub beta1: f64,
+    /// β2 of this step, likewise.
+    pub beta2: f64,
+    /// ε of this step: finite, at least 0, or `MOFO_INHERIT` (default).
+    pub epsilon: f64,
+    /// λ of this step, for the tensors that have none of their own: finite, at least 0, or `MOFO_INHERIT` (default).
+    pub weight_decay: f64,
+    /// CUDA: where β1 of this step is, in place of `beta1`, as with `device_learning_rate`. Out of its range: the step is
+    /// not taken.
+    pub device_beta1: *const f64,
+    /// CUDA: likewise β2.
+    pub device_beta2: *const f64,
+    /// CUDA: likewise ε.
+    pub device_epsilon: *const f64,
+    /// CUDA: likewise λ, of the tensors that have none of their own.
+    pub device_weight_decay: *const f64,
 }
 
-// SAFETY: `repr(C)`, starts with a u64, no padding: 8 × 11 = 88 bytes (asserted below). Integers, floats and
+// SAFETY: `repr(C)`, starts with a u64, no padding: 8 × 19 = 152 bytes (asserted below). Integers, floats and
 // raw pointers have no invalid bit patterns.
 unsafe impl InputStruct for mofo_step_args {
     const NAME: &'static str = "mofo_step_args";
-    const VERSION_1_SIZE: u64 = 88;
+    const VERSION_1_SIZE: u64 = 152;
 
     fn defaults() -> Self {
         Self {
@@ -107,11 +128,19 @@ unsafe impl InputStruct for mofo_step_args {
             report: std::ptr::null_mut(),
             report_size: 0,
             device_learning_rate: std::ptr::null(),
+            beta1: MOFO_INHERIT,
+            beta2: MOFO_INHERIT,
+            epsilon: MOFO_INHERIT,
+            weight_decay: MOFO_INHERIT,
+            device_beta1: std::ptr::null(),
+            device_beta2: std::ptr::null(),
+            device_epsilon: std::ptr::null(),
+            device_weight_decay: std::ptr::null(),
         }
     }
 }
 
-const _: () = assert!(size_of::<mofo_step_args>() == 88);
+const _: () = assert!(size_of::<mofo_step_args>() == 152);
 
 /// Fills `*args` with the defaults; `size` is `sizeof *args`.
 ///
@@ -128,7 +157,8 @@ pub unsafe extern "C" fn mofo_step_args_init(args: *mut mofo_step_args, size: u6
 
 /// Takes one step: reads the gradients, updates moments, masters and parameters of all tensors that have a
 /// gradient, or of those in `args->tensors`. A NULL `args` is all defaults. If none of them has a gradient
-/// the step does nothing, and that is fine.
+/// the step does nothing, and that is fine; an engine that does not expect it looks whether `tensors` of the
+/// report is 0.
 ///
 /// Returns `MOFO_OK`, or `MOFO_SKIPPED` if `skip_nonfinite` left the step out. On an error nothing has
 /// changed: `MOFO_ERROR_INVALID_STATE` if no tensor was added or none is bound,
@@ -173,6 +203,7 @@ pub unsafe extern "C" fn mofo_step(
                 },
                 blocks_estimated: report.blocks_estimated,
                 estimates_failed: report.estimates_failed,
+                tensors: report.tensors,
             };
             // SAFETY: `report` was checked above and has room for `report_size` bytes (the caller's
             // promise).
@@ -186,6 +217,21 @@ pub unsafe extern "C" fn mofo_step(
     };
     // SAFETY: the caller's promise about `optimizer`.
     unsafe { with_optimizer_status(optimizer, step) }
+}
+
+/// Waits until every step that `mofo_step` has launched has ended: parameters, state and reports are then as those steps
+/// leave them. On CUDA this is how an engine that does not call CUDA itself waits; of steps replayed from a graph the
+/// optimizer does not know. On the CPU there is nothing to wait for.
+///
+/// Errors: `MOFO_ERROR_CUDA`, also of an earlier kernel of anybody's that broke the context.
+///
+/// # Safety
+///
+/// `optimizer` is NULL or alive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mofo_wait(optimizer: *mut mofo_optimizer) -> i32 {
+    // SAFETY: the caller's promise about `optimizer`.
+    unsafe { with_optimizer(optimizer, |optimizer| optimizer.wait()) }
 }
 
 /// Computes the global norm of the gradients, times |grad_scale|, of all tensors that have one, or of those
@@ -251,20 +297,31 @@ unsafe fn read_args<'a>(args: *const mofo_step_args) -> Result<(mofo_step_args, 
         // readable (the caller's promise).
         Some(unsafe { std::slice::from_raw_parts(c.tensors, c.num_tensors as usize) })
     };
-    if !c.device_learning_rate.is_null() {
-        check_pointer("device_learning_rate", c.device_learning_rate)?;
+    let device = DeviceArgs {
+        stream: c.stream,
+        learning_rate: c.device_learning_rate,
+        beta1: c.device_beta1,
+        beta2: c.device_beta2,
+        epsilon: c.device_epsilon,
+        weight_decay: c.device_weight_decay,
+        ..DeviceArgs::default()
+    };
+    for (what, pointer) in device.hyper() {
+        if !pointer.is_null() {
+            check_pointer(what, pointer)?;
+        }
     }
     let args = StepArgs {
         learning_rate: unless_inherited(c.learning_rate),
         update_fraction: unless_inherited(c.update_fraction),
+        beta1: unless_inherited(c.beta1),
+        beta2: unless_inherited(c.beta2),
+        epsilon: unless_inherited(c.epsilon),
+        weight_decay: unless_inherited(c.weight_decay),
         grad_scale: c.grad_scale,
         grad_norm: unless_inherited(c.grad_norm),
         tensors,
-        device: DeviceArgs {
-            stream: c.stream,
-            learning_rate: c.device_learning_rate,
-            ..DeviceArgs::default()
-        },
+        device,
     };
     Ok((c, args))
 }

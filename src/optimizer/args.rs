@@ -1,9 +1,10 @@
 //! What a step is given, and what it reports.
 
 use crate::buffer::{GradRef, ParamMut};
-use crate::config::{Options, at_least_zero, fraction};
+use crate::config::{Options, at_least_zero, below_one, fraction};
 use crate::error::{Result, fail};
 use crate::job::DeviceArgs;
+use crate::rule::scalars::Hyper;
 
 /// What is particular to one step.
 #[derive(Clone, Copy, Debug)]
@@ -12,6 +13,14 @@ pub struct StepArgs<'a> {
     pub learning_rate: Option<f64>,
     /// α of this step for the tensors without one of their own; `None` is the optimizer's.
     pub update_fraction: Option<f64>,
+    /// β1 of this step, in [0, 1); `None` is the optimizer's.
+    pub beta1: Option<f64>,
+    /// β2 of this step, in [0, 1); `None` is the optimizer's.
+    pub beta2: Option<f64>,
+    /// ε of this step, finite and at least 0; `None` is the optimizer's.
+    pub epsilon: Option<f64>,
+    /// λ of this step for the tensors without one of their own, finite and at least 0; `None` is the optimizer's.
+    pub weight_decay: Option<f64>,
     /// Multiplies every gradient; finite. Default 1.
     pub grad_scale: f64,
     /// The global gradient norm, if the engine knows it, at least 0, with |grad_scale| included. A NaN or
@@ -29,6 +38,10 @@ impl Default for StepArgs<'_> {
         Self {
             learning_rate: None,
             update_fraction: None,
+            beta1: None,
+            beta2: None,
+            epsilon: None,
+            weight_decay: None,
             grad_scale: 1.0,
             grad_norm: None,
             tensors: None,
@@ -38,9 +51,16 @@ impl Default for StepArgs<'_> {
 }
 
 impl StepArgs<'_> {
-    /// η, where these are the optimizer's options.
-    pub(super) fn learning_rate_with(&self, options: &Options) -> f64 {
-        self.learning_rate.unwrap_or(options.learning_rate)
+    /// The hyper-parameters of a tensor that has none of its own, where these are the optimizer's options.
+    pub(super) fn hyper_with(&self, options: &Options) -> Hyper {
+        Hyper {
+            learning_rate: self.learning_rate.unwrap_or(options.learning_rate),
+            learning_rate_scale: 1.0,
+            beta1: self.beta1.unwrap_or(options.beta1),
+            beta2: self.beta2.unwrap_or(options.beta2),
+            epsilon: self.epsilon.unwrap_or(options.epsilon),
+            weight_decay: self.weight_decay.unwrap_or(options.weight_decay),
+        }
     }
 
     /// Likewise α.
@@ -49,11 +69,19 @@ impl StepArgs<'_> {
     }
 
     pub(crate) fn validate(&self) -> Result<()> {
-        if let Some(value) = self.learning_rate {
-            at_least_zero("learning_rate", value)?;
-        }
-        if let Some(value) = self.update_fraction {
-            fraction("update_fraction", value)?;
+        type Check = fn(&str, f64) -> Result<()>;
+        let checks: [(&str, Option<f64>, Check); 6] = [
+            ("learning_rate", self.learning_rate, at_least_zero),
+            ("update_fraction", self.update_fraction, fraction),
+            ("beta1", self.beta1, below_one),
+            ("beta2", self.beta2, below_one),
+            ("epsilon", self.epsilon, at_least_zero),
+            ("weight_decay", self.weight_decay, at_least_zero),
+        ];
+        for (what, value, check) in checks {
+            if let Some(value) = value {
+                check(what, value)?;
+            }
         }
         if !self.grad_scale.is_finite() {
             fail!(
@@ -74,8 +102,8 @@ impl StepArgs<'_> {
     }
 }
 
-/// What a step did. On CUDA a step has only been launched when the call returns: then everything but `entries` is
-/// unknown here, 0 or `None`, and [`DeviceArgs::report`] is where the device writes it.
+/// What a step did. On CUDA a step has only been launched when the call returns: then everything but `entries` and
+/// `tensors` is unknown here, 0 or `None`, and [`DeviceArgs::report`] is where the device writes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepReport {
     /// The global norm of the gradients, times |grad_scale|, before clipping; `None` where the step had no
@@ -93,6 +121,8 @@ pub struct StepReport {
     /// are exact all the same, but took longer. On CUDA, of all that a step reports only
     /// this may depend on the threads.
     pub estimates_failed: u64,
+    /// Tensors that took part: those that had a gradient, of the listed ones.
+    pub tensors: u64,
 }
 
 /// A tensor's parameter and gradient for one [`crate::Optimizer::step`].

@@ -207,6 +207,16 @@ impl Optimizer {
         Ok(())
     }
 
+    /// Waits until every step that was launched has ended and its results are there: parameters, state and report. Not for
+    /// steps replayed from a CUDA graph: of these the optimizer does not know. On the CPU there is nothing to wait for.
+    ///
+    /// # Errors
+    ///
+    /// If CUDA fails, now or in what it was waited for.
+    pub fn wait(&self) -> Result<()> {
+        self.backend.wait()
+    }
+
     /// Where the optimizer works.
     #[must_use]
     pub fn device(&self) -> Device {

@@ -110,6 +110,7 @@ impl Optimizer {
             skipped: outcome.skipped,
             blocks_estimated: outcome.blocks_estimated,
             estimates_failed: outcome.estimates_failed,
+            tensors: self.participants.len() as u64,
         })
     }
 
@@ -302,7 +303,7 @@ impl Optimizer {
             options,
             participants: &self.participants,
             listed: args.tensors.is_some(),
-            learning_rate: args.learning_rate_with(options),
+            hyper: args.hyper_with(options),
             update_fraction: args.update_fraction_with(options),
             gradients: GradientRequest {
                 grad_scale: args.grad_scale,
@@ -324,6 +325,7 @@ fn participant(
     (index, tensor): (usize, &Tensor),
     (param, grad): (*mut u8, *const u8),
 ) -> Participant {
+    let hyper = args.hyper_with(options);
     Participant {
         index,
         name_hash: tensor.name_hash,
@@ -338,12 +340,9 @@ fn participant(
         numel: tensor.numel,
         block_numel: tensor.numel / tensor.num_blocks,
         hyper: Hyper {
-            learning_rate: args.learning_rate_with(options),
             learning_rate_scale: tensor.learning_rate_scale,
-            beta1: options.beta1,
-            beta2: options.beta2,
-            epsilon: options.epsilon,
-            weight_decay: tensor.weight_decay.unwrap_or(options.weight_decay),
+            weight_decay: tensor.weight_decay.unwrap_or(hyper.weight_decay),
+            ..hyper
         },
         update_fraction: tensor
             .update_fraction

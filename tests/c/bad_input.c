@@ -286,6 +286,7 @@ static void null_pointers(struct scene *scene) {
     NO_HANDLE(mofo_find_tensor(NULL, "scene.full", &index));
     NO_HANDLE(mofo_bind_tensor(NULL, 0, scene->full.param, scene->full.grad));
     NO_HANDLE(mofo_step(NULL, NULL));
+    NO_HANDLE(mofo_wait(NULL));
     NO_HANDLE(mofo_grad_norm(NULL, NULL, &norm));
     memset(&info, 0xAA, sizeof info);
     NO_HANDLE(mofo_tensor_state(NULL, 0, &info, sizeof info));
@@ -634,13 +635,27 @@ static void step_args(struct scene *scene) {
     BAD_ARG(update_fraction, 1.5, "1.5", "at most 1");
     BAD_ARG(update_fraction, NAN, "NaN");
     BAD_ARG(update_fraction, INFINITY, "inf");
+#define NO_BETA(field)                                                                                       \
+    BAD_ARG(field, 1.0, "1", "below 1");                                                                     \
+    BAD_ARG(field, -0.5, "-0.5", "at least 0");                                                              \
+    BAD_ARG(field, NAN, "NaN");                                                                              \
+    BAD_ARG(field, INFINITY, "inf")
+    NO_BETA(beta1);
+    NO_BETA(beta2);
+    NEGATIVE_OR_NOT_FINITE(BAD_ARG, epsilon);
+    NEGATIVE_OR_NOT_FINITE(BAD_ARG, weight_decay);
     BAD_ARG(grad_scale, NAN, "NaN", "finite");
     BAD_ARG(grad_scale, INFINITY, "inf", "finite");
     BAD_ARG(grad_scale, -INFINITY, "-inf", "finite");
     BAD_ARG(grad_norm, -2.0, "-2", "at least 0");
     BAD_ARG(grad_norm, -INFINITY, "-inf", "at least 0");
     BAD_ARG(stream, (void *)(uintptr_t)8, "0x8", "NULL");
-    BAD_ARG(device_learning_rate, (const double *)(const void *)no_list, "device_learning_rate", "NULL");
+#define NOT_ON_THE_CPU(field) BAD_ARG(field, (const double *)(const void *)no_list, "NULL")
+    NOT_ON_THE_CPU(device_learning_rate);
+    NOT_ON_THE_CPU(device_beta1);
+    NOT_ON_THE_CPU(device_beta2);
+    NOT_ON_THE_CPU(device_epsilon);
+    NOT_ON_THE_CPU(device_weight_decay);
     BAD_ARG(num_tensors, 3, "3", "NULL");
     args = default_args();
     CASE("args.tensors misaligned");
@@ -654,8 +669,8 @@ static void step_args(struct scene *scene) {
     CASE("args' struct");
     args = default_args();
     args.struct_size = sizeof args - 8;
-    bad_step(scene, &args, MOFO_ERROR_INVALID_ARGUMENT, SAYS("mofo_step_args", "80", "88"));
-    bad_norm(scene, &args, MOFO_ERROR_INVALID_ARGUMENT, SAYS("mofo_step_args", "80", "88"));
+    bad_step(scene, &args, MOFO_ERROR_INVALID_ARGUMENT, SAYS("mofo_step_args", "144", "152"));
+    bad_norm(scene, &args, MOFO_ERROR_INVALID_ARGUMENT, SAYS("mofo_step_args", "144", "152"));
     args = default_args();
     memcpy(bytes + 4, &args, sizeof args);
     check_refused(mofo_step(scene->optimizer, (mofo_step_args *)(void *)(bytes + 4)),
@@ -671,7 +686,7 @@ static void step_args(struct scene *scene) {
         args.report = (mofo_step_report *)(void *)report;
         args.report_size = sizeof report - 8;
         check_refused(mofo_step(scene->optimizer, &args), MOFO_ERROR_INVALID_ARGUMENT,
-                      SAYS("mofo_step_report", "40", "48"));
+                      SAYS("mofo_step_report", "48", "56"));
         CHECK_BYTES(report, before, sizeof report);
         scene_unchanged(scene);
     }
@@ -697,6 +712,18 @@ static void derived_numbers(struct scene *scene) {
     CASE("learning_rate 1e300");
     args.learning_rate = 1e300;
     bad_step(scene, &args, MOFO_ERROR_NOT_FINITE, SAYS("scene.", text));
+    CASE("beta1 just below 1");
+    args.learning_rate = 1e30;
+    args.beta1 = 0.9999999999999999;
+    bad_step(scene, &args, MOFO_ERROR_NOT_FINITE, SAYS("scene.", "beta1", text));
+    CASE("epsilon 1e300");
+    args = default_args();
+    args.epsilon = 1e300;
+    bad_step(scene, &args, MOFO_ERROR_NOT_FINITE, SAYS("scene.", "epsilon", text));
+    CASE("weight_decay 1e300");
+    args = default_args();
+    args.weight_decay = 1e300;
+    bad_step(scene, &args, MOFO_ERROR_NOT_FINITE, SAYS("scene.", "weight_decay", text));
     CASE("grad_scale 1e300");
     args = default_args();
     args.grad_scale = 1e300;

@@ -123,6 +123,15 @@ static void host_pointers(void) {
     args = default_args();
     args.device_learning_rate = &on_host;
     refused_step(&args, MOFO_ERROR_INVALID_BUFFER, SAYS("device_learning_rate", "CUDA_ERROR_INVALID_VALUE"));
+    CASE("betas, epsilon and weight decay in pageable memory");
+#define IN_PAGEABLE_MEMORY(field)                                                                            \
+    args = default_args();                                                                                   \
+    args.field = &on_host;                                                                                   \
+    refused_step(&args, MOFO_ERROR_INVALID_BUFFER, SAYS(#field, "CUDA_ERROR_INVALID_VALUE"))
+    IN_PAGEABLE_MEMORY(device_beta1);
+    IN_PAGEABLE_MEMORY(device_beta2);
+    IN_PAGEABLE_MEMORY(device_epsilon);
+    IN_PAGEABLE_MEMORY(device_weight_decay);
     free(host);
     REQUIRE_CUDA(cuMemFreeHost(page_locked));
 }
@@ -410,6 +419,7 @@ static void broken_context(void) {
     BROKEN(mofo_step(scene->device, NULL));
     args.stream = CU_STREAM_PER_THREAD;
     BROKEN(mofo_step(scene->device, &args));
+    BROKEN(mofo_wait(scene->device));
     BROKEN(mofo_grad_norm(scene->device, NULL, &norm));
     BROKEN(mofo_add_tensor(scene->device, &tensor, &index));
     BROKEN(mofo_remove_tensor(scene->device, scene->tensors[0].index));
@@ -446,6 +456,13 @@ static void numbers(void) {
     CASE("a learning rate that gives no finite scalar");
     args.learning_rate = 1e300;
     refused_step(&args, MOFO_ERROR_NOT_FINITE, SAYS(scene->tensors[0].host.name));
+    CASE("a weight decay and an epsilon that do not");
+    args = default_args();
+    args.weight_decay = 1e300;
+    refused_step(&args, MOFO_ERROR_NOT_FINITE, SAYS(scene->tensors[0].host.name, "weight_decay"));
+    args = default_args();
+    args.epsilon = 1e300;
+    refused_step(&args, MOFO_ERROR_NOT_FINITE, SAYS(scene->tensors[0].host.name, "epsilon"));
     CASE("a scale that is no finite float");
     args = default_args();
     args.grad_scale = 1e300;
@@ -454,6 +471,9 @@ static void numbers(void) {
     args = default_args();
     args.learning_rate = -2.0;
     refused_step(&args, MOFO_ERROR_INVALID_ARGUMENT, SAYS("learning_rate", "-2"));
+    args = default_args();
+    args.beta2 = 1.0;
+    refused_step(&args, MOFO_ERROR_INVALID_ARGUMENT, SAYS("beta2", "1"));
     args = default_args();
     args.update_fraction = 0.0;
     refused_step(&args, MOFO_ERROR_INVALID_ARGUMENT, SAYS("update_fraction"));
@@ -471,6 +491,9 @@ static void numbers(void) {
     args = default_args();
     args.device_learning_rate = (const double *)(const void *)((const char *)rate + 4);
     refused_step(&args, MOFO_ERROR_INVALID_ARGUMENT, SAYS("device_learning_rate", "8"));
+    args = default_args();
+    args.device_weight_decay = (const double *)(const void *)((const char *)rate + 4);
+    refused_step(&args, MOFO_ERROR_INVALID_ARGUMENT, SAYS("device_weight_decay", "8"));
 }
 
 static void never(void *ctx, int64_t n, mofo_task task, void *task_ctx) {

@@ -56,6 +56,7 @@ static mofo_step_report cpu_step(struct twins *twins, const mofo_step_args *args
     on_host.report_size = sizeof report;
     on_host.stream = NULL;
     on_host.device_learning_rate = NULL;
+    on_host.device_beta1 = NULL;
     status = mofo_step(twins->host, &on_host);
     REQUIRE(status == MOFO_OK || status == MOFO_SKIPPED);
     return report;
@@ -67,6 +68,7 @@ static void replayed(void) {
     mofo_step_args args = on_stream();
     mofo_step_args on_host = default_args();
     double *rate = device_new(sizeof *rate);
+    double *beta1 = device_new(sizeof *beta1);
     CUgraph graph;
     CUgraphExec exec;
     mofo_step_report expected;
@@ -82,6 +84,7 @@ static void replayed(void) {
     twins_add_plain(twins, "large", 349700, 1, MOFO_DTYPE_BF16, MOFO_DTYPE_BF16);
     index = twins->tensors[0].index;
     args.device_learning_rate = rate;
+    args.device_beta1 = beta1;
     args.report = twins->report;
     args.report_size = sizeof *twins->report;
 
@@ -96,6 +99,8 @@ static void replayed(void) {
         CASE("replay %d", t);
         device_write(rate, &value, sizeof value);
         on_host.learning_rate = value;
+        on_host.beta1 = 0.95 - 0.01 * t;
+        device_write(beta1, &on_host.beta1, sizeof *beta1);
         twins_gradients(twins, 100 + (uint64_t)t);
         if (t == 4) {
             const struct twin *twin = &twins->tensors[0];
@@ -145,6 +150,7 @@ static void replayed(void) {
     twins_same(twins);
     REQUIRE_CUDA(cuGraphExecDestroy(exec));
     device_free(rate);
+    device_free(beta1);
     twins_free(twins);
 }
 

@@ -3,6 +3,7 @@
 #define _POSIX_C_SOURCE 200809L
 
 #include <pthread.h>
+#include <time.h>
 
 #include "cuda_buffers.h"
 
@@ -43,6 +44,10 @@ static mofo_step_report cpu_step(struct twins *twins, const mofo_step_args *args
     on_host.report = &report;
     on_host.report_size = sizeof report;
     on_host.device_learning_rate = NULL;
+    on_host.device_beta1 = NULL;
+    on_host.device_beta2 = NULL;
+    on_host.device_epsilon = NULL;
+    on_host.device_weight_decay = NULL;
     status = mofo_step(twins->host, &on_host);
     REQUIRE(status == MOFO_OK || status == MOFO_SKIPPED);
     return report;
@@ -371,6 +376,148 @@ static void device_learning_rate(void) {
     twins_free(twins);
 }
 
+/* Betas, epsilon and weight decay on the device, beside a tensor with a weight decay of its own. */
+static void device_hyper_parameters(void) {
+    enum { RATE, BETA1, BETA2, EPSILON, WEIGHT_DECAY, VALUES };
+    static const double schedule[][VALUES] = {
+        {0.01, 0.95, 0.9, 1e-3, 0.5},
+        {0.02, 0.0, 0.0, 0.0, 0.0},
+        {0.01, 0.85, 0.9999, 0.25, 0.125},
+        {0.0, -0.0, 0.5, -0.0, -0.0},
+    };
+    static const struct {
+        int which;
+        double value;
+    } bad[] = {
+        {BETA1, 1.0},         {BETA1, -5e-324},        {BETA1, NAN},           {BETA2, 1.0},
+        {BETA2, -0.5},        {BETA2, INFINITY},       {EPSILON, -1.0},        {EPSILON, NAN},
+        {EPSILON, 1e300},     {WEIGHT_DECAY, -1.0},    {WEIGHT_DECAY, NAN},    {WEIGHT_DECAY, INFINITY},
+        {WEIGHT_DECAY, 1e300}, {RATE, NAN},
+    };
+    mofo_options options = default_options();
+    struct twins *twins;
+    mofo_step_args on_device = default_args();
+    mofo_step_args on_host = default_args();
+    double *values = device_new(VALUES * sizeof *values);
+    size_t n;
+    options.weight_decay = 0.75;
+    twins = twins_new(&options);
+    twins_add_mixed(twins);
+    on_device.device_learning_rate = values + RATE;
+    on_device.device_beta1 = values + BETA1;
+    on_device.device_beta2 = values + BETA2;
+    on_device.device_epsilon = values + EPSILON;
+    on_device.device_weight_decay = values + WEIGHT_DECAY;
+    /* In place of these. */
+    on_device.beta1 = on_device.beta2 = 0.99;
+    on_device.epsilon = on_device.weight_decay = 7.0;
+    for (n = 0; n < 8; n++) {
+        const double *value = schedule[n % 4];
+        mofo_step_report expected;
+        mofo_step_report got;
+        CASE("hyper-parameters on the device, step %d", (int)n);
+        device_write(values, value, VALUES * sizeof *value);
+        on_host.learning_rate = value[RATE];
+        on_host.beta1 = value[BETA1];
+        on_host.beta2 = value[BETA2];
+        on_host.epsilon = value[EPSILON];
+        on_host.weight_decay = value[WEIGHT_DECAY];
+        twins_gradients(twins, (uint64_t)n);
+        expected = cpu_step(twins, &on_host);
+        got = device_step(twins, &on_device);
+        check_same_report(&got, &expected);
+        twins_same(twins);
+    }
+    for (n = 0; n < sizeof bad / sizeof bad[0]; n++) {
+        double row[VALUES];
+        CASE("value %d is %g on the device", bad[n].which, bad[n].value);
+        memcpy(row, schedule[0], sizeof row);
+        row[bad[n].which] = bad[n].value;
+        device_write(values, row, sizeof row);
+        check_not_taken(twins, &on_device, MOFO_ERROR_NOT_FINITE);
+    }
+    CASE("one from the device, the others from the host");
+    on_host = default_args();
+    on_host.beta1 = 0.5;
+    on_host.epsilon = 0.125;
+    on_device = on_host;
+    device_write(values, schedule[2], sizeof schedule[2]);
+    on_device.device_beta1 = values + BETA1;
+    on_host.beta1 = schedule[2][BETA1];
+    cpu_step(twins, &on_host);
+    CHECK_U64((uint64_t)device_step(twins, &on_device).status, MOFO_OK);
+    twins_same(twins);
+    CASE("all of them from the host");
+    on_host.beta2 = 0.25;
+    on_host.weight_decay = 1.5;
+    twins_step(twins, &on_host);
+    twins_same(twins);
+    device_free(values);
+    twins_free(twins);
+}
+
+static void *open_gate_soon(void *unused) {
+    const struct timespec soon = {0, 20 * 1000 * 1000};
+    nanosleep(&soon, NULL);
+    open_gate();
+    return unused;
+}
+
+/* Without a call of CUDA's by whoever waits. */
+static void waits(void) {
+    mofo_options options = default_options();
+    struct twins *twins = twins_new(&options);
+    struct twin *twin = twins_add_plain(twins, "waits", 900, 1, MOFO_DTYPE_F32, MOFO_DTYPE_F32);
+    mofo_step_args args = default_args();
+    mofo_step_report expected;
+    mofo_step_report *report;
+    void *page_locked;
+    CUstream stream;
+    pthread_t thread;
+    CASE("before the first step");
+    REQUIRE_OK(mofo_wait(twins->device));
+    CASE("for a step that another stream's work holds up");
+    REQUIRE_CUDA(cuMemAllocHost(&page_locked, 4096));
+    report = page_locked;
+    memset(report, 0x11, sizeof *report);
+    REQUIRE_CUDA(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    args.stream = stream;
+    args.report = report;
+    args.report_size = sizeof *report;
+    expected = cpu_step(twins, NULL);
+    close_gate(stream);
+    REQUIRE_OK(mofo_step(twins->device, &args));
+    REQUIRE(pthread_create(&thread, NULL, open_gate_soon, NULL) == 0);
+    REQUIRE_OK(mofo_wait(twins->device));
+    check_same_report(report, &expected);
+    REQUIRE(pthread_join(thread, NULL) == 0);
+    CHECK_U64(state_of(twins->device, twin->index).step_count, 1);
+    twins_same(twins);
+    CASE("once more, with nothing to wait for");
+    REQUIRE_OK(mofo_wait(twins->device));
+    REQUIRE_CUDA(cuStreamDestroy(stream));
+    REQUIRE_CUDA(cuMemFreeHost(page_locked));
+    twins_free(twins);
+}
+
+/* Nothing to do: the report says so. */
+static void no_tensor_takes_part(void) {
+    mofo_options options = default_options();
+    struct twins *twins = twins_new(&options);
+    mofo_step_args args = default_args();
+    static const uint64_t none[1] = {0};
+    twins_add_mixed(twins);
+    CASE("an empty list");
+    args.tensors = none;
+    CHECK_U64(twins_step(twins, &args).tensors, 0);
+    twins_same(twins);
+    CASE("one of them");
+    args.num_tensors = 1;
+    CHECK_U64(twins_step(twins, &args).tensors, 1);
+    twins_same(twins);
+    twins_free(twins);
+}
+
 /* A step counter at its end: the device finds out. */
 static void last_step(void) {
     mofo_options options = default_options();
@@ -399,6 +546,9 @@ int main(void) {
     skipped();
     not_finite();
     device_learning_rate();
+    device_hyper_parameters();
+    waits();
+    no_tensor_takes_part();
     last_step();
     return cuda_finish();
 }

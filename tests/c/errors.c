@@ -1,8 +1,10 @@
 /* The conventions about errors: what may be NULL, where the text lives, and how versions of a struct meet. */
 
-#define _POSIX_C_SOURCE 200809L
+#define _DEFAULT_SOURCE
 
 #include <pthread.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "buffers.h"
 
@@ -176,6 +178,21 @@ static int32_t use_tensor_for_sizes(void *in) {
     return mofo_state_size(&options, tensor, &sizes, sizeof sizes);
 }
 
+static int32_t add_untouched_tensor(void *in) {
+    mofo_optimizer *optimizer = one_tensor(&the_param, &the_grad);
+    uint64_t index = 77;
+    int32_t status = mofo_add_tensor(optimizer, in, &index);
+    CHECK_U64(index, 77);
+    mofo_destroy(optimizer);
+    return status;
+}
+
+static int32_t size_untouched_tensor(void *in) {
+    mofo_options options = default_options();
+    mofo_state_sizes sizes;
+    return mofo_state_size(&options, in, &sizes, sizeof sizes);
+}
+
 static int32_t use_args(void *in) {
     float param = 1.0f;
     float grad = 1.0f;
@@ -268,6 +285,32 @@ static void versions_of_input_structs(void) {
         }
     }
     CASE("%s", "");
+}
+
+/* Of a struct whose size is garbage nothing but the size is read: here no other byte of it can be. */
+static void size_of_garbage(void) {
+    static int32_t (*const uses[])(void *) = {
+        use_options, use_options_for_sizes, add_untouched_tensor,
+        size_untouched_tensor, use_args, use_args_for_norm,
+    };
+    static const uint64_t sizes[] = {0, 7, MAX_STRUCT_SIZE + 1, 0xAAAAAAAAAAAAAAAAu, UINT64_MAX};
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    unsigned char *pages = mmap(NULL, 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
+    uint64_t *last;
+    size_t n, i;
+    REQUIRE(pages != MAP_FAILED);
+    REQUIRE(mprotect(pages + page, page, PROT_NONE) == 0);
+    last = (uint64_t *)(void *)(pages + page - sizeof *last);
+    for (n = 0; n < sizeof uses / sizeof uses[0]; n++) {
+        for (i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+            CASE("a struct_size of garbage: use %zu, size %zu", n, i);
+            *last = sizes[i];
+            CHECK_STATUS(uses[n](last), MOFO_ERROR_INVALID_ARGUMENT);
+            CHECK_U64(*last, sizes[i]);
+        }
+    }
+    CASE("%s", "");
+    REQUIRE(munmap(pages, 2 * page) == 0);
 }
 
 static int32_t write_memory(void *out, uint64_t size) {
@@ -363,6 +406,7 @@ int main(void) {
     texts_of_odd_names();
     each_thread_has_its_own_text();
     versions_of_input_structs();
+    size_of_garbage();
     versions_of_output_structs();
     return check_finish();
 }

@@ -205,24 +205,25 @@ static inline double reference_norm(const mofo_tensor *tensors, uint64_t count, 
  */
 static inline uint64_t reference_step(const mofo_options *options, const mofo_step_args *args, double norm,
                                       mofo_tensor *tensor, float *thresholds) {
-    double alpha = tensor->update_fraction != MOFO_INHERIT               ? tensor->update_fraction
-                   : args != NULL && args->update_fraction != MOFO_INHERIT ? args->update_fraction
-                                                                           : options->update_fraction;
-    double rate = (args != NULL && args->learning_rate != MOFO_INHERIT ? args->learning_rate
-                                                                       : options->learning_rate) *
-                  tensor->learning_rate_scale;
-    double lambda = tensor->weight_decay != MOFO_INHERIT ? tensor->weight_decay : options->weight_decay;
+/* The value of this call, else the optimizer's. */
+#define REFERENCE_SETTING(name) (args != NULL && args->name != MOFO_INHERIT ? args->name : options->name)
+    double alpha =
+        tensor->update_fraction != MOFO_INHERIT ? tensor->update_fraction : REFERENCE_SETTING(update_fraction);
+    double lambda = tensor->weight_decay != MOFO_INHERIT ? tensor->weight_decay : REFERENCE_SETTING(weight_decay);
+    double rate = REFERENCE_SETTING(learning_rate) * tensor->learning_rate_scale;
+    double beta1 = REFERENCE_SETTING(beta1);
+    double beta2 = REFERENCE_SETTING(beta2);
     double clip = options->max_grad_norm > 0.0 ? fmin(1.0, options->max_grad_norm / (norm + 1e-6)) : 1.0;
     uint64_t t = tensor->step_count + 1;
-    double correction1 = 1.0 - reference_power(options->beta1, t);
-    double correction2 = 1.0 - reference_power(options->beta2, t);
+    double correction1 = 1.0 - reference_power(beta1, t);
+    double correction2 = 1.0 - reference_power(beta2, t);
     float s = (float)((args != NULL ? args->grad_scale : 1.0) * clip);
-    float b1 = (float)options->beta1;
-    float c1 = (float)(1.0 - options->beta1);
-    float b2 = (float)options->beta2;
-    float c2 = (float)(1.0 - options->beta2);
+    float b1 = (float)beta1;
+    float c1 = (float)(1.0 - beta1);
+    float b2 = (float)beta2;
+    float c2 = (float)(1.0 - beta2);
     float r = (float)(1.0 / sqrt(correction2));
-    float e = (float)options->epsilon;
+    float e = (float)REFERENCE_SETTING(epsilon);
     float a = (float)(rate / correction1);
     float decay = (float)(1.0 - rate * lambda);
     int has_master = options->master_weights && tensor->param_dtype != MOFO_DTYPE_F32;
@@ -300,6 +301,7 @@ static inline uint64_t reference_step(const mofo_options *options, const mofo_st
     free(sorted);
     tensor->step_count = t;
     return selected;
+#undef REFERENCE_SETTING
 }
 
 #endif

@@ -92,6 +92,15 @@ static void args_defaults(void) {
     CHECK_U64(a.num_tensors, 0);
     CHECK(a.stream == NULL);
     CHECK(a.report == NULL);
+    CHECK(a.device_learning_rate == NULL);
+    CHECK_F64(a.beta1, MOFO_INHERIT);
+    CHECK_F64(a.beta2, MOFO_INHERIT);
+    CHECK_F64(a.epsilon, MOFO_INHERIT);
+    CHECK_F64(a.weight_decay, MOFO_INHERIT);
+    CHECK(a.device_beta1 == NULL);
+    CHECK(a.device_beta2 == NULL);
+    CHECK(a.device_epsilon == NULL);
+    CHECK(a.device_weight_decay == NULL);
 }
 
 static void equals_the_reference(const char *what, const mofo_options *options, const mofo_step_args *template) {
@@ -113,6 +122,7 @@ static void equals_the_reference(const char *what, const mofo_options *options, 
         selected = pair_reference(&pair, &args, norm, 15);
         pair_check(&pair);
         CHECK_U64(report.entries, 1 + 4096 + 9000 + 30);
+        CHECK_U64(report.tensors, TENSORS);
         CHECK_U64(report.entries_selected, selected);
         CHECK_U64((uint64_t)report.skipped, 0);
         CHECK_U64((uint64_t)report.status, (uint64_t)report.skipped);
@@ -175,6 +185,49 @@ static void every_setting_equals_the_reference(void) {
     equals_the_reference("a given norm", &o, &a);
     a.learning_rate = 0.0;
     equals_the_reference("learning rate 0", &o, &a);
+
+    o = default_options();
+    a = default_args();
+    a.beta1 = 0.0;
+    equals_the_reference("beta1 of the step", &o, &a);
+    a.beta2 = 0.5;
+    a.epsilon = 0.25;
+    a.weight_decay = 0.5;
+    equals_the_reference("hyper-parameters of the step", &o, &a);
+    o.weight_decay = 0.25;
+    a.weight_decay = 0.0;
+    equals_the_reference("no weight decay in the step", &o, &a);
+}
+
+/* Bias correction takes the step's beta to the power of t, whatever the betas of the steps before were. */
+static void changing_hyper_parameters(void) {
+    static const double values[][4] = {
+        {MOFO_INHERIT, MOFO_INHERIT, MOFO_INHERIT, MOFO_INHERIT},
+        {0.95, 0.9, 0.125, 0.5},
+        {0.0, MOFO_INHERIT, 0.0, 0.0},
+        {0.85, 0.0, MOFO_INHERIT, 1.0},
+        {0.99, 0.9999, 1e-3, MOFO_INHERIT},
+    };
+    mofo_options o = default_options();
+    struct pair pair;
+    uint64_t t;
+    o.weight_decay = 0.0625;
+    pair = pair_new(&o);
+    for (t = 0; t < 10; t++) {
+        const double *value = values[t % 5];
+        mofo_step_args args = default_args();
+        CASE("hyper-parameters of step %d", (int)t + 1);
+        args.beta1 = value[0];
+        args.beta2 = value[1];
+        args.epsilon = value[2];
+        args.weight_decay = value[3];
+        pair_new_gradients(&pair, t);
+        CHECK_OK(mofo_step(pair.optimizer, &args));
+        pair_reference(&pair, &args, 0.0, 15);
+        pair_check(&pair);
+    }
+    pair_free(&pair);
+    CASE("%s", "");
 }
 
 /* A subset is stepped, in whatever order it is listed, and the rest is left alone, its t too. */
@@ -235,7 +288,49 @@ static void listed_without_a_gradient(void) {
     args.report_size = sizeof report;
     CHECK_OK(mofo_step(pair.optimizer, &args));
     CHECK_U64(report.entries, 1 + 9000 + 30);
+    CHECK_U64(report.tensors, 3);
     pair_reference(&pair, &args, 0.0, 13);
+    pair_check(&pair);
+    pair_free(&pair);
+}
+
+/* A step that has nothing to do succeeds, and its report says so. */
+static void no_tensor_takes_part(void) {
+    mofo_options o = default_options();
+    struct pair pair = pair_new(&o);
+    mofo_step_args args = default_args();
+    mofo_step_report report;
+    int n;
+    args.report = &report;
+    args.report_size = sizeof report;
+    args.tensors = pair.indices;
+    CASE("%s", "an empty list");
+    memset(&report, 0xAA, sizeof report);
+    CHECK_OK(mofo_step(pair.optimizer, &args));
+    CHECK_U64(report.tensors, 0);
+    CHECK_U64(report.entries, 0);
+    CASE("%s", "no gradient");
+    for (n = 0; n < TENSORS; n++) {
+        CHECK_OK(mofo_bind_tensor(pair.optimizer, pair.indices[n], pair.actual[n].param, NULL));
+    }
+    args.tensors = NULL;
+    memset(&report, 0xAA, sizeof report);
+    CHECK_OK(mofo_step(pair.optimizer, &args));
+    CHECK_U64(report.tensors, 0);
+    CHECK_U64(report.entries, 0);
+    pair_check(&pair);
+    CASE("%s", "");
+    pair_free(&pair);
+}
+
+/* On the CPU there is nothing to wait for. */
+static void waiting(void) {
+    mofo_options o = default_options();
+    struct pair pair = pair_new(&o);
+    CHECK_OK(mofo_wait(pair.optimizer));
+    CHECK_OK(mofo_step(pair.optimizer, NULL));
+    CHECK_OK(mofo_wait(pair.optimizer));
+    pair_reference(&pair, NULL, 0.0, 15);
     pair_check(&pair);
     pair_free(&pair);
 }
@@ -268,6 +363,7 @@ static void nonfinite_gradients(void) {
         pair_check(&pair);
         CHECK_U64((uint64_t)report.skipped, 1);
         CHECK_U64(report.entries_selected, 0);
+        CHECK_U64(report.tensors, TENSORS);
         CHECK(!isfinite(report.grad_norm));
         CHECK_OK(mofo_grad_norm(pair.optimizer, NULL, &norm));
         CHECK(!isfinite(norm));
@@ -355,8 +451,11 @@ static void threads_and_tiers(void) {
 int main(void) {
     args_defaults();
     every_setting_equals_the_reference();
+    changing_hyper_parameters();
     subsets();
     listed_without_a_gradient();
+    no_tensor_takes_part();
+    waiting();
     nonfinite_gradients();
     threads_and_tiers();
     return check_finish();

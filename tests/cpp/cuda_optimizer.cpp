@@ -79,7 +79,7 @@ void steps() {
     args.report_to(*report);
     args.device_learning_rate = rate;
     CHECK(device.step(args));
-    REQUIRE_CUDA(cuStreamSynchronize(stream));
+    device.wait();
     mofo::StepArgs host_args;
     mofo::Report host_report;
     host_args.learning_rate = 0.005;

@@ -116,6 +116,7 @@ void returned_statuses() {
     CHECK(optimizer.try_remove(0) == mofo::Status::invalid_argument);
     CHECK(optimizer.try_find("w", index) == mofo::Status::invalid_argument);
     CHECK(optimizer.try_bind(0, nullptr, nullptr) == mofo::Status::invalid_argument);
+    CHECK(optimizer.try_wait() == mofo::Status::invalid_argument);
     CHECK(optimizer.try_grad_norm(norm) == mofo::Status::invalid_argument);
     CHECK(optimizer.try_grad_norm(mofo::StepArgs(), norm) == mofo::Status::invalid_argument);
     CHECK(optimizer.try_tensor_state(0, info) == mofo::Status::invalid_argument);
@@ -152,6 +153,7 @@ void returned_statuses() {
     CHECK(optimizer.try_grad_norm(norm) == mofo::Status::ok);
     CHECK_F64(norm, 5.0);
     CHECK(optimizer.try_step() == mofo::Status::ok);
+    CHECK(optimizer.try_wait() == mofo::Status::ok);
     CHECK(param[0] == 1.0F && param[1] < 1.0F && param[2] == 1.0F);
     CHECK(optimizer.try_tensor_state(0, info) == mofo::Status::ok);
     CHECK_U64(info.step_count, 1);
@@ -198,8 +200,12 @@ void thrown_errors() {
     args = mofo::StepArgs();
     args.only(&index, 1).report_to(report);
     args.learning_rate = 0.5;
+    args.beta1 = 0.5;
+    args.weight_decay = 0.0;
     CHECK(optimizer.step(args));
+    optimizer.wait();
     CHECK_U64(report.entries, 4);
+    CHECK_U64(report.tensors, 1);
     CHECK_U64(report.entries_selected, 1);
     CHECK(std::abs(param[3] - 0.5F) < 1e-6F && param[2] == 1.0F);
     // An empty list is empty, even if it has no address.
@@ -208,6 +214,7 @@ void thrown_errors() {
     nothing.only(none.data(), none.size()).report_to(report);
     CHECK(optimizer.step(nothing));
     CHECK_U64(report.entries, 0);
+    CHECK_U64(report.tensors, 0);
     CHECK(std::abs(optimizer.grad_norm(args) - std::sqrt(30.0)) < 1e-12);
     CHECK(std::abs(optimizer.grad_norm() - std::sqrt(30.0)) < 1e-12);
     CHECK_U64(optimizer.tensor_state(index).step_count, 1);
@@ -223,6 +230,7 @@ void thrown_errors() {
     mofo::Optimizer empty;
     check_throws(mofo::Status::invalid_argument, "NULL", [&] { empty.memory(); });
     check_throws(mofo::Status::invalid_argument, "NULL", [&] { empty.cpu_tier(); });
+    check_throws(mofo::Status::invalid_argument, "NULL", [&] { empty.wait(); });
     check_throws(mofo::Status::invalid_argument, "NULL", [&] { empty.grad_norm(); });
 }
 

@@ -322,6 +322,7 @@ impl Optimizer {
             status: -1,
             blocks_estimated: u64::MAX,
             estimates_failed: u64::MAX,
+            tensors: u64::MAX,
         };
         let mut args = *args;
         if let Some(indices) = &indices {

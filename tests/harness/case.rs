@@ -71,6 +71,8 @@ pub struct Case<'a> {
     pub tensors: Vec<Tensor>,
     pub steps: usize,
     pub args: StepArgs<'a>,
+    /// If there are any, those of each step in turn, in place of `args`.
+    pub schedule: Vec<StepArgs<'a>>,
     /// Which tensors each call of a step lists; empty: one call with all of them.
     pub subsets: Vec<Vec<usize>>,
     pub before_step: Hook,
@@ -167,17 +169,21 @@ impl Case<'_> {
         step: usize,
         subset: &[usize],
     ) -> StepReport {
+        if let Some(&args) = self.schedule.iter().cycle().nth(step) {
+            self.args = args;
+        }
         let factor = self.gradient_factor(step, subset);
         let mut selected = 0;
         for &index in subset {
             let tensor = &self.tensors[index];
-            selected += expected[index].step(&self.options, tensor, step, factor);
+            selected += expected[index].step(&self.options, &self.args, tensor, step, factor);
         }
         let report = match device {
             Some(device) => device.step(optimizer, &self.args, &mut self.tensors, step, subset),
             None => self.step_on_cpu(optimizer, step, subset),
         };
         assert!(!report.skipped);
+        assert_eq!(report.tensors, subset.len() as u64);
         assert_eq!(
             report.entries_selected, selected,
             "entries selected in step {step}"
@@ -321,18 +327,29 @@ impl Reference {
         }
     }
 
-    fn step(&mut self, options: &Options, tensor: &Tensor, step_number: usize, factor: f32) -> u64 {
+    fn step(
+        &mut self,
+        options: &Options,
+        args: &StepArgs<'_>,
+        tensor: &Tensor,
+        step_number: usize,
+        factor: f32,
+    ) -> u64 {
         self.t += 1;
         let setup = Setup {
             hyper: Hyper {
-                learning_rate: options.learning_rate,
+                learning_rate: args.learning_rate.unwrap_or(options.learning_rate),
                 learning_rate_scale: tensor.learning_rate_scale,
-                beta1: options.beta1,
-                beta2: options.beta2,
-                epsilon: options.epsilon,
-                weight_decay: tensor.weight_decay.unwrap_or(options.weight_decay),
+                beta1: args.beta1.unwrap_or(options.beta1),
+                beta2: args.beta2.unwrap_or(options.beta2),
+                epsilon: args.epsilon.unwrap_or(options.epsilon),
+                weight_decay: own(tensor.weight_decay, args.weight_decay, options.weight_decay),
             },
-            update_fraction: tensor.update_fraction.unwrap_or(options.update_fraction),
+            update_fraction: own(
+                tensor.update_fraction,
+                args.update_fraction,
+                options.update_fraction,
+            ),
             num_blocks: tensor.num_blocks,
             filter: options.filter,
             weight_decay_scope: options.weight_decay_scope,
@@ -354,4 +371,9 @@ impl Reference {
         self.thresholds = outcome.thresholds;
         outcome.selected
     }
+}
+
+/// The value of the tensor, else of the step, else of the optimizer.
+fn own(tensor: Option<f64>, args: Option<f64>, options: f64) -> f64 {
+    tensor.or(args).unwrap_or(options)
 }

@@ -62,7 +62,7 @@ impl OnDevice {
             device: DeviceArgs {
                 report: self.report.start as *mut c_void,
                 report_size: self.report.bytes as u64,
-                ..DeviceArgs::default()
+                ..args.device
             },
             ..*args
         };
@@ -75,6 +75,7 @@ impl OnDevice {
         // SAFETY: the device has written a report there, of plain numbers.
         let report = unsafe { report.as_ptr().cast::<mofo_step_report>().read() };
         assert_eq!(report.entries, launched.entries);
+        assert_eq!(report.tensors, launched.tensors);
         assert_eq!(report.status, report.skipped);
         StepReport {
             grad_norm: (report.grad_norm != mofo::ffi::MOFO_INHERIT).then_some(report.grad_norm),
@@ -83,6 +84,7 @@ impl OnDevice {
             skipped: report.skipped == 1,
             blocks_estimated: report.blocks_estimated,
             estimates_failed: report.estimates_failed,
+            tensors: report.tensors,
         }
     }
 }

@@ -73,14 +73,17 @@ class Cuda(unittest.TestCase):
         on_cpu, params, grads = optimizer("w", numel=1000, max_grad_norm=0.5, weight_decay=0.1)
         param, grad = device.copy_of(params["w"].tobytes()), device.copy_of(grads["w"].tobytes())
         report, rate = device.copy_of(bytes(mofo.REPORT_SIZE)), device.copy_of(struct.pack("d", 0.25))
+        values = {"beta1": 0.5, "beta2": 0.75, "epsilon": 0.125, "weight_decay": 0.25}
+        on_device = {f"device_{name}": device.copy_of(struct.pack("d", value)) for name, value in values.items()}
         with mofo.Optimizer(device="cuda", max_grad_norm=0.5, weight_decay=0.1) as made:
             made.add("w", OnDevice(param, 1000), OnDevice(grad, 1000))
             launched = made.step()
             self.assertTrue(launched.launched)
             self.assertIsNone(launched.grad_norm)
             on_cpu.step()
-            made.step(report=report, device_learning_rate=rate)
-            expected = on_cpu.step(learning_rate=0.25)
+            made.step(report=report, device_learning_rate=rate, **on_device)
+            made.wait()
+            expected = on_cpu.step(learning_rate=0.25, **values)
             self.assertEqual(device.read(param, 4000), params["w"].tobytes())
             self.assertEqual(mofo.StepReport.from_bytes(device.read(report, mofo.REPORT_SIZE)), expected)
             self.assertEqual(made.grad_norm(), on_cpu.grad_norm())

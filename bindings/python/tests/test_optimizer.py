@@ -12,15 +12,17 @@ import mofo
 from support import floats, optimizer
 
 
-def adamw(param: list[float], grads: list[list[float]], **options: float) -> list[float]:
-    """AdamW of one tensor in doubles, one step for each of `grads`."""
-    rate, decay = options.get("learning_rate", 1e-3), options.get("weight_decay", 0.0)
+def adamw(param: list[float], grads: list[list[float]], *options: dict[str, float]) -> list[float]:
+    """AdamW of one tensor in doubles, one step for each of `grads`, with the options of each step in turn."""
     first, second = [0.0] * len(param), [0.0] * len(param)
     for t, grad in enumerate(grads, start=1):
-        first = [0.9 * m + 0.1 * g for m, g in zip(first, grad)]
-        second = [0.999 * v + 0.001 * g * g for v, g in zip(second, grad)]
+        values = options[(t - 1) % len(options)]
+        rate, decay = values.get("learning_rate", 1e-3), values.get("weight_decay", 0.0)
+        beta1, beta2 = values.get("beta1", 0.9), values.get("beta2", 0.999)
+        first = [beta1 * m + (1 - beta1) * g for m, g in zip(first, grad)]
+        second = [beta2 * v + (1 - beta2) * g * g for v, g in zip(second, grad)]
         for i, (m, v) in enumerate(zip(first, second)):
-            update = (m / (1 - 0.9**t)) / (math.sqrt(v / (1 - 0.999**t)) + 1e-8)
+            update = (m / (1 - beta1**t)) / (math.sqrt(v / (1 - beta2**t)) + values.get("epsilon", 1e-8))
             param[i] -= rate * decay * param[i] + rate * update
     return param
 
@@ -39,7 +41,28 @@ class Steps(unittest.TestCase):
             grads["w"][step] = step / 3
             all_grads.append(list(grads["w"]))
             made.step()
-        self.assert_close(params["w"], adamw(start, all_grads, **options))
+        self.assert_close(params["w"], adamw(start, all_grads, options))
+
+    def test_take_their_own_betas_epsilon_and_weight_decay(self) -> None:
+        schedule = [
+            {"learning_rate": 0.01, "beta1": 0.95, "beta2": 0.9, "epsilon": 0.01, "weight_decay": 0.5},
+            {"learning_rate": 0.02, "beta1": 0.5, "beta2": 0.99, "epsilon": 1e-4, "weight_decay": 0.0},
+            {"learning_rate": 0.01, "beta1": 0.0, "beta2": 0.0, "epsilon": 0.1, "weight_decay": 1.0},
+            {},
+        ]
+        made, params, grads = optimizer("w", update_fraction=1.0)
+        start, all_grads = list(params["w"]), []
+        for step in range(8):
+            grads["w"][step] = step / 3
+            all_grads.append(list(grads["w"]))
+            made.step(**schedule[step % 4])
+        self.assert_close(params["w"], adamw(start, all_grads, *schedule))
+        for wrong in ({"beta1": 1.0}, {"beta2": -0.5}, {"epsilon": -1.0}, {"weight_decay": math.nan}):
+            before = list(params["w"])
+            with self.assertRaisesRegex(mofo.Error, next(iter(wrong))):
+                made.step(**wrong)
+            self.assertEqual(list(params["w"]), before)
+        made.wait()
 
     def test_move_the_largest_share_of_each_block(self) -> None:
         made = mofo.Optimizer(update_fraction=0.25, num_threads=1)
@@ -55,6 +78,7 @@ class Steps(unittest.TestCase):
         norm = math.sqrt(2 * sum(g * g for g in grads["a"]))
         report = made.step()
         self.assertEqual((report.entries, report.entries_selected, report.skipped, report.status), (16, 4, False, 0))
+        self.assertEqual(report.tensors, 2)
         self.assertIsNone(report.grad_norm)
         self.assertFalse(report.launched)
         self.assertAlmostEqual(made.grad_norm(grad_scale=-2), 2 * norm, places=5)
@@ -76,7 +100,7 @@ class Steps(unittest.TestCase):
         self.assertEqual(made.step(tensors=["c", 0]).entries, 16)
         self.assertEqual(list(params["b"]), before)
         self.assertEqual([made.state(name).step_count for name in "abc"], [1, 0, 1])
-        self.assertEqual(made.step(tensors=[]).entries, 0)
+        self.assertEqual(made.step(tensors=[]).tensors, 0)
         self.assertEqual(made.step(tensors=(name for name in "b")).entries, 8)
         with self.assertRaisesRegex(mofo.Error, "'d'") as raised:
             made.step(tensors=["a", "d"])
@@ -235,10 +259,10 @@ class AnOptimizer(unittest.TestCase):
     def test_reads_the_report_that_a_gpu_has_written(self) -> None:
         import struct
 
-        written = struct.pack("<dQQiiQQ", -1.0, 10, 0, 1, 1, 3, 2)
+        written = struct.pack("<dQQiiQQQ", -1.0, 10, 0, 1, 1, 3, 2, 4)
         self.assertEqual(len(written), mofo.REPORT_SIZE)
         report = mofo.StepReport.from_bytes(written)
-        self.assertEqual(report, mofo.StepReport(None, 10, 0, True, 3, 2, 1, False))
+        self.assertEqual(report, mofo.StepReport(None, 10, 0, True, 3, 2, 4, 1, False))
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ def worker(rank: int, folder: str, bucket_views: bool) -> None:
     moments = [optimizer.state[param]["exp_avg"] for param in model.parameters()]
     torch.save([list(model.parameters()), moments], Path(folder, f"{rank}.pt"))
     distributed.destroy_process_group()
-    # Past the end of the interpreter, during which a thread of gloo that still asks for its lock ends the process (seen once
-    # in some hundred runs: "terminate called without an active exception").
+    # Past the end of the interpreter, during which a thread of gloo that still asks for its lock ends the process
+    # (seen once in some hundred runs: "terminate called without an active exception").
     os._exit(0)
 
 

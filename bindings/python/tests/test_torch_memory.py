@@ -227,7 +227,7 @@ def test_another_size_or_type_is_refused_and_the_state_kept(change):
 
 def test_parameters_that_come_to_share_memory_are_refused():
     one, two = nn.Parameter(torch.ones(8)), nn.Parameter(torch.ones(8))
-    optimizer = MoFO([{"params": [one]}, {"params": [two], "betas": (0.5, 0.5)}])
+    optimizer = MoFO([{"params": [one]}, {"params": [two], "seed": 1}])
     one.grad = two.grad = torch.ones(8)
     optimizer.step()
     two.data = one.data

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mofo.torch import MoFO, param_groups
+from mofo.torch._handle import DeviceHandle
 from torch_support import bits, loss_of, reference, tokens, train, transformer
 
 
@@ -57,6 +58,33 @@ def test_an_update_fraction_of_1_is_adamw(weight_decay):
     assert losses == pytest.approx(expected, rel=1e-4)
     assert losses[-1] < 0.8 * losses[0]
     assert largest_difference(ours, theirs) < 1e-4
+
+
+def schedule(optimizer, step):
+    """Other betas, epsilon and weight decay at every step."""
+    for number, group in enumerate(optimizer.param_groups):
+        group["betas"] = (0.85 + 0.1 * math.sin(step + number), 0.94 - 0.05 * math.cos(step))
+        group["eps"] = 1e-6 * (1 + step % 3)
+        group["weight_decay"] = (0.1 * (step % 2), 0.0)[number]
+
+
+def test_adamw_with_changing_options_is_pytorchs_and_tensors_stay_in_the_library(monkeypatch):
+    added, made = [], []
+    add, init = DeviceHandle.add, DeviceHandle.__init__
+    monkeypatch.setattr(DeviceHandle, "add", lambda self, **tensor: (added.append(1), add(self, **tensor))[1])
+    monkeypatch.setattr(DeviceHandle, "__init__", lambda self, *settings: (made.append(1), init(self, *settings))[1])
+    ours, theirs = transformer(), transformer()
+    optimizers = [
+        MoFO(param_groups(ours, update_fraction=1.0), lr=2e-3, update_fraction=1.0),
+        torch.optim.AdamW(param_groups(theirs), lr=2e-3),
+    ]
+    for step in range(30):
+        for model, optimizer in zip((ours, theirs), optimizers):
+            schedule(optimizer, step)
+            train(model, optimizer, range(step, step + 1))
+    assert largest_difference(ours, theirs) < 1e-4
+    assert len(added) == len(list(ours.parameters()))
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize("update_fraction", [0.03, 0.2])

@@ -22,19 +22,45 @@ __device__ __forceinline__ double fraction_of(const Step &step, const Tensor &te
 __device__ __forceinline__ bool is_finite(double x) { return fabs(x) <= 1.7976931348623157e308; }
 __device__ __forceinline__ bool is_finite(float x) { return magnitude(x) < INFINITE; }
 
+// The hyper-parameters of a step, for tensors that have none of their own.
+struct Hyper {
+    double learning_rate, beta1, beta2, epsilon, weight_decay;
+};
+
+__device__ __forceinline__ double value_of(const double *on_device, double value) { return on_device ? *on_device : value; }
+
+__device__ inline Hyper hyper_of(const Step &step) {
+    Hyper hyper;
+    hyper.learning_rate = value_of(step.device_learning_rate, step.learning_rate);
+    hyper.beta1 = value_of(step.device_beta1, step.beta1);
+    hyper.beta2 = value_of(step.device_beta2, step.beta2);
+    hyper.epsilon = value_of(step.device_epsilon, step.epsilon);
+    hyper.weight_decay = value_of(step.device_weight_decay, step.weight_decay);
+    return hyper;
+}
+
+__device__ __forceinline__ bool is_at_least_zero(double x) { return is_finite(x) && x >= 0.0; }
+__device__ __forceinline__ bool is_beta(double x) { return x >= 0.0 && x < 1.0; }
+
+// Values of the host's are in their ranges; those on the device may not be.
+__device__ inline bool is_in_range(const Hyper &hyper) {
+    return is_at_least_zero(hyper.learning_rate) && is_beta(hyper.beta1) && is_beta(hyper.beta2) &&
+           is_at_least_zero(hyper.epsilon) && is_at_least_zero(hyper.weight_decay);
+}
+
 // The scalars of a tensor's next step; false if one is not finite.
-__device__ inline bool scalars_of(const Step &step, double learning_rate, const Tensor &tensor, Scalars &c) {
+__device__ inline bool scalars_of(const Hyper &hyper, const Tensor &tensor, Scalars &c) {
     u64 t = tensor.step_count + 1;
-    double rate = learning_rate * tensor.learning_rate_scale;
-    double decay = tensor.weight_decay < 0.0 ? step.weight_decay : tensor.weight_decay;
+    double rate = hyper.learning_rate * tensor.learning_rate_scale;
+    double decay = tensor.weight_decay < 0.0 ? hyper.weight_decay : tensor.weight_decay;
     c.s = 1.0f;
-    c.b1 = (float)step.beta1;
-    c.c1 = (float)(1.0 - step.beta1);
-    c.b2 = (float)step.beta2;
-    c.c2 = (float)(1.0 - step.beta2);
-    c.r = (float)(1.0 / sqrt(1.0 - power(step.beta2, t)));
-    c.e = (float)step.epsilon;
-    c.a = (float)(rate / (1.0 - power(step.beta1, t)));
+    c.b1 = (float)hyper.beta1;
+    c.c1 = (float)(1.0 - hyper.beta1);
+    c.b2 = (float)hyper.beta2;
+    c.c2 = (float)(1.0 - hyper.beta2);
+    c.r = (float)(1.0 / sqrt(1.0 - power(hyper.beta2, t)));
+    c.e = (float)hyper.epsilon;
+    c.a = (float)(rate / (1.0 - power(hyper.beta1, t)));
     c.decay = (float)(1.0 - rate * decay);
     return is_finite(c.r) && is_finite(c.e) && is_finite(c.a) && is_finite(c.decay);
 }
@@ -74,15 +100,15 @@ struct PrepareRoom {
 __device__ void prepare(const Step &step, PrepareRoom &room) {
     Control &control = *step.control;
     double sum = step.needs_sum ? fold(step.sums, control.participants, room.lanes) : 0.0;
-    double learning_rate = step.device_learning_rate ? *step.device_learning_rate : step.learning_rate;
-    bool usable = is_finite(learning_rate) && learning_rate >= 0.0, countable = true;
+    Hyper hyper = hyper_of(step);
+    bool usable = is_in_range(hyper), countable = true;
     if (!step.only_norm) {
         for (u64 i = threadIdx.x; i < step.num_tensors; i += blockDim.x) {
             Work &work = step.works[i];
             if (work.participates) {
                 const Tensor &tensor = step.tensors[i];
                 countable &= tensor.step_count < 0x7FFFFFFFFFFFFFFFull;
-                usable &= scalars_of(step, learning_rate, tensor, work.scalars);
+                usable &= scalars_of(hyper, tensor, work.scalars);
             }
         }
     }
@@ -303,6 +329,7 @@ __device__ inline void write_report(const Step &step) {
     report.status = control.status;
     report.blocks_estimated = control.estimated;
     report.estimates_failed = control.failed;
+    report.tensors = control.participants;
     const u8 *from = (const u8 *)&report;
     for (u64 i = 0; i < step.report_size; i++) {
         step.report[i] = i < sizeof(report) ? from[i] : 0;

@@ -187,6 +187,7 @@ struct Report {
     int status;
     u64 blocks_estimated;
     u64 estimates_failed;
+    u64 tensors;
 };
 
 // What every kernel is given.
@@ -197,8 +198,12 @@ struct Step {
     Control *control;
     // Room for the sums of the tensors that take part.
     double *sums;
-    // May be null.
+    // In place of the values below; each may be null.
     const double *device_learning_rate;
+    const double *device_beta1;
+    const double *device_beta2;
+    const double *device_epsilon;
+    const double *device_weight_decay;
     u8 *report;
     u64 report_size;
     u64 num_tensors;
@@ -250,6 +255,6 @@ static_assert(sizeof(Tensor) == 144, "as in layout.rs");
 static_assert(sizeof(Work) == 144, "as in layout.rs");
 static_assert(sizeof(Block) == 128 + 8 * BINS, "as in layout.rs");
 static_assert(sizeof(Control) == 96, "as in layout.rs");
-static_assert(sizeof(Report) == 48, "as in mofo.h");
-static_assert(sizeof(Step) == 200, "as in layout.rs");
+static_assert(sizeof(Report) == 56, "as in mofo.h");
+static_assert(sizeof(Step) == 232, "as in layout.rs");
 static_assert(sizeof(Bind) <= 4096 && sizeof(Begin) <= 4096, "what a launch can carry");

@@ -154,6 +154,7 @@ class CStepReport(ctypes.Structure):
         ("status", c_int32),
         ("blocks_estimated", c_uint64),
         ("estimates_failed", c_uint64),
+        ("tensors", c_uint64),
     ]
 
 
@@ -172,6 +173,14 @@ class CStepArgs(ctypes.Structure):
         ("report", POINTER(CStepReport)),
         ("report_size", c_uint64),
         ("device_learning_rate", POINTER(c_double)),
+        ("beta1", c_double),
+        ("beta2", c_double),
+        ("epsilon", c_double),
+        ("weight_decay", c_double),
+        ("device_beta1", POINTER(c_double)),
+        ("device_beta2", POINTER(c_double)),
+        ("device_epsilon", POINTER(c_double)),
+        ("device_weight_decay", POINTER(c_double)),
     ]
 
 
@@ -219,6 +228,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "mofo_tensor_state": (c_int32, [OptimizerPointer, c_uint64, POINTER(CTensorInfo), c_uint64]),
     "mofo_set_step_count": (c_int32, [OptimizerPointer, c_uint64, c_uint64]),
     "mofo_step": (c_int32, [OptimizerPointer, POINTER(CStepArgs)]),
+    "mofo_wait": (c_int32, [OptimizerPointer]),
     "mofo_grad_norm": (c_int32, [OptimizerPointer, POINTER(CStepArgs), POINTER(c_double)]),
     "mofo_memory": (c_int32, [OptimizerPointer, POINTER(CMemoryInfo), c_uint64]),
     "mofo_cpu_tier": (c_int32, [OptimizerPointer]),

@@ -176,44 +176,74 @@ class Optimizer:
         *,
         learning_rate: float | None = None,
         update_fraction: float | None = None,
+        beta1: float | None = None,
+        beta2: float | None = None,
+        epsilon: float | None = None,
+        weight_decay: float | None = None,
         grad_scale: float = 1.0,
         grad_norm: float | None = None,
         tensors: Iterable[str | int] | None = None,
         stream: int = 0,
         report: int = 0,
         device_learning_rate: int = 0,
+        device_beta1: int = 0,
+        device_beta2: int = 0,
+        device_epsilon: int = 0,
+        device_weight_decay: int = 0,
     ) -> StepReport:
         """Takes one step of all tensors that have a gradient, or of those in `tensors` (each at most once).
 
-        - learning_rate, update_fraction (of the tensors that have none of their own): of this step; None: the
-          optimizer's.
+        - learning_rate, beta1, beta2, epsilon, and of the tensors that have none of their own update_fraction and
+          weight_decay: of this step; None: the optimizer's.
         - grad_scale: multiplies every gradient: 1 / loss scale, 1 / accumulation steps. Finite.
         - grad_norm: the global norm of the gradients, grad_scale included, if it is known; NaN or infinite says that
           some gradient is. None: the library computes it, over the tensors of this call, where it needs it.
 
         On CUDA, all of them addresses, 0 for none: `stream`, a cudaStream_t; `report`, `REPORT_SIZE` bytes that the
-        step will write when it has run; `device_learning_rate`, a double to read then. The step is not waited for, and
-        the report that is returned knows no more than that it was `launched`.
+        step will write when it has run; `device_learning_rate`, `device_beta1`, `device_beta2`, `device_epsilon` and
+        `device_weight_decay`, doubles to read then. The step is not waited for (`wait` does), and the report that is
+        returned knows no more than that it was `launched`.
         """
         with self._call() as handle:
-            args, written = self._step_args(learning_rate, update_fraction, grad_scale, grad_norm, tensors)
+            of_step = {
+                "learning_rate": learning_rate,
+                "update_fraction": update_fraction,
+                "beta1": beta1,
+                "beta2": beta2,
+                "epsilon": epsilon,
+                "weight_decay": weight_decay,
+                "grad_norm": grad_norm,
+            }
+            args, written = self._step_args(of_step, grad_scale, tensors)
             args.stream = _arguments.count("stream", stream) or None
             device_report = _arguments.count("report", report)
             on_cuda = self._options.device == "cuda"
             if device_report and not on_cuda:
                 raise _arguments.invalid("report is for steps on CUDA; on the CPU step() returns it")
-            args.device_learning_rate = _pointer(ctypes.c_double, device_learning_rate, "device_learning_rate")
+            for name, where in {
+                "device_learning_rate": device_learning_rate,
+                "device_beta1": device_beta1,
+                "device_beta2": device_beta2,
+                "device_epsilon": device_epsilon,
+                "device_weight_decay": device_weight_decay,
+            }.items():
+                setattr(args, name, _pointer(ctypes.c_double, where, name))
             if on_cuda:
                 args.report = _pointer(CStepReport, device_report, "report")
             handle.library.check(handle.library.functions.mofo_step(handle.pointer, args))
             return LAUNCHED if on_cuda else StepReport.from_c(written)
+
+    def wait(self) -> None:
+        """Waits until the steps that were launched on CUDA have ended. On the CPU there is nothing to wait for."""
+        with self._call() as handle:
+            handle.library.check(handle.library.functions.mofo_wait(handle.pointer))
 
     def grad_norm(
         self, *, grad_scale: float = 1.0, tensors: Iterable[str | int] | None = None, stream: int = 0
     ) -> float:
         """The global norm of the gradients, times |grad_scale|; infinite or NaN exactly if some gradient is."""
         with self._call() as handle:
-            args, _ = self._step_args(None, None, grad_scale, None, tensors)
+            args, _ = self._step_args({}, grad_scale, tensors)
             args.report, args.report_size = None, 0
             args.stream = _arguments.count("stream", stream) or None
             norm = ctypes.c_double()
@@ -380,21 +410,15 @@ class Optimizer:
         return index
 
     def _step_args(
-        self,
-        learning_rate: float | None,
-        update_fraction: float | None,
-        grad_scale: float,
-        grad_norm: float | None,
-        tensors: Iterable[str | int] | None,
+        self, of_step: dict[str, float | None], grad_scale: float, tensors: Iterable[str | int] | None
     ) -> tuple[CStepArgs, CStepReport]:
         """The arguments of a step whose buffers are where they were, and the report that it will write on the CPU."""
         loaded = library()
         args, report = CStepArgs(), CStepReport()
         loaded.check(loaded.functions.mofo_step_args_init(args, ctypes.sizeof(args)))
-        args.learning_rate = _arguments.real_or_inherit("learning_rate", learning_rate)
-        args.update_fraction = _arguments.real_or_inherit("update_fraction", update_fraction)
+        for name, value in of_step.items():
+            setattr(args, name, _arguments.real_or_inherit(name, value))
         args.grad_scale = _arguments.real("grad_scale", grad_scale)
-        args.grad_norm = _arguments.real_or_inherit("grad_norm", grad_norm)
         if tensors is not None:
             if isinstance(tensors, (str, bytes)):
                 raise TypeError(f"tensors: a list of names or indices is needed, not {tensors!r}")

@@ -19,6 +19,7 @@ class StepReport:
     - skipped: `skip_nonfinite` left the step out: a gradient holds a NaN or an infinity.
     - blocks_estimated, estimates_failed: blocks whose threshold was estimated from a sample, and those whose estimate
       was wrong. The result is exact all the same.
+    - tensors: how many took part, or would have. 0: none of them has a gradient, which is often a mistake.
     - status: 0, or 1 if the step was skipped. On CUDA, where the report is written when the step runs, also the
       error that kept it from being taken.
     - launched: True only on CUDA: the step was launched, and everything else here is unknown.
@@ -30,6 +31,7 @@ class StepReport:
     skipped: bool
     blocks_estimated: int
     estimates_failed: int
+    tensors: int
     status: int = MOFO_OK
     launched: bool = False
 
@@ -48,6 +50,7 @@ class StepReport:
             skipped=bool(report.skipped),
             blocks_estimated=report.blocks_estimated,
             estimates_failed=report.estimates_failed,
+            tensors=report.tensors,
             status=report.status,
         )
 
@@ -55,7 +58,7 @@ class StepReport:
 REPORT_SIZE = ctypes.sizeof(CStepReport)
 """Bytes of a report in device memory."""
 
-LAUNCHED = StepReport(None, 0, 0, False, 0, 0, launched=True)
+LAUNCHED = StepReport(None, 0, 0, False, 0, 0, 0, launched=True)
 
 
 @dataclass(frozen=True)

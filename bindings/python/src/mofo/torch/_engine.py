@@ -18,7 +18,7 @@ from ..errors import Error
 from ._checks import check_grad, check_param, check_storage, overlapping
 from ._handle import DeviceHandle
 from ._memory import in_order_of, same_order
-from ._settings import DTYPES, GroupSettings, HandleSettings, raw_options, settings_of
+from ._settings import DTYPES, GroupSettings, HandleSettings, StepSettings, raw_options, settings_of
 from ._state import complete, follow_param, needs_master
 
 # With fewer entries the threads of a step would cost more than they bring.
@@ -26,7 +26,7 @@ _SMALL = 1 << 16
 
 _NONE = torch.empty(0)
 
-_Call = tuple[DeviceHandle, float, float, float]
+_Call = tuple[DeviceHandle, StepSettings]
 
 
 def names_of(group: Mapping[str, Any], number: int) -> list[str]:
@@ -147,7 +147,7 @@ class Group:
             before = self.settings
             if before is None or _checked(before) != _checked(settings):
                 self.checked_for = object()
-            if before is None or _added(before) != _added(settings):
+            if before is None or before.handle != settings.handle:
                 self.added_with = object()
             self.settings, self.raw = settings, raw
         return self.settings
@@ -155,10 +155,6 @@ class Group:
 
 def _checked(settings: GroupSettings) -> tuple[Any, ...]:
     return settings.state_dtype, settings.handle.master_weights, settings.num_blocks
-
-
-def _added(settings: GroupSettings) -> tuple[Any, ...]:
-    return settings.handle, settings.weight_decay
 
 
 class Engine:
@@ -185,8 +181,8 @@ class Engine:
                 if self._params_moved:
                     self._check_overlaps()
                 self._check_capture(calls)
-                for (handle, learning_rate, update_fraction, grad_scale), rows in calls.items():
-                    self._call(handle, rows, learning_rate, update_fraction, grad_scale)
+                for (handle, settings), rows in calls.items():
+                    self._call(handle, rows, settings)
             except Exception:
                 raise
             except BaseException:
@@ -194,12 +190,10 @@ class Engine:
                 self._forget()
                 raise
 
-    def _call(
-        self, handle: DeviceHandle, rows: list[Row], learning_rate: float, update_fraction: float, grad_scale: float
-    ) -> None:
+    def _call(self, handle: DeviceHandle, rows: list[Row], settings: StepSettings) -> None:
         """A call of the library, after which the states count the steps that it counts, even if it is interrupted."""
         try:
-            handle.step([row.index for row in rows], learning_rate, update_fraction, grad_scale)
+            handle.step([row.index for row in rows], settings)
             for row in rows:
                 # Autograd then notices that what it has kept for a backward pass is no longer the same.
                 increment_version(row.param)
@@ -277,8 +271,7 @@ class Engine:
                 if handle is not call_of:
                     assert handle is not None
                     call_of = handle
-                    call = (handle, settings.learning_rate, settings.update_fraction, settings.grad_scale)
-                    rows = calls.setdefault(call, [])
+                    rows = calls.setdefault((handle, settings.step), [])
                 rows.append(row)
         if reattached:
             self._destroy_unused()
@@ -410,7 +403,6 @@ class Engine:
             grad_dtype=DTYPES[row.grad_dtype],
             param=row.param_ptr,
             grad=None,
-            weight_decay=settings.weight_decay,
             step_count=row.steps,
             exp_avg=row.exp_avg_ptr,
             exp_avg_sq=row.exp_avg_sq_ptr,

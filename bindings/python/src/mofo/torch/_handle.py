@@ -10,7 +10,7 @@ import torch
 from .. import _declarations as c
 from .._handle import Handle
 from .._library import library
-from ._settings import HandleSettings
+from ._settings import HandleSettings, StepSettings
 
 _MAX_LISTS = 64
 _MAX_REMOVED = 1024
@@ -40,9 +40,6 @@ class DeviceHandle:
         if self.device.type == "cuda":
             options.device = c.MOFO_DEVICE_CUDA
             options.device_index = self.device.index
-        options.beta1 = settings.beta1
-        options.beta2 = settings.beta2
-        options.epsilon = settings.epsilon
         options.filter = settings.filter
         options.weight_decay_scope = settings.weight_decay_scope
         options.state_dtype = settings.state_dtype
@@ -66,7 +63,6 @@ class DeviceHandle:
         grad_dtype: int,
         param: int,
         grad: int | None,
-        weight_decay: float,
         step_count: int,
         exp_avg: int,
         exp_avg_sq: int,
@@ -82,7 +78,6 @@ class DeviceHandle:
         tensor.grad_dtype = grad_dtype
         tensor.param = param
         tensor.grad = grad
-        tensor.weight_decay = weight_decay
         tensor.step_count = step_count
         tensor.exp_avg = exp_avg
         tensor.exp_avg_sq = exp_avg_sq
@@ -112,7 +107,7 @@ class DeviceHandle:
         count: int = info.step_count
         return count
 
-    def step(self, indices: Sequence[int], learning_rate: float, update_fraction: float, grad_scale: float) -> None:
+    def step(self, indices: Sequence[int], settings: StepSettings) -> None:
         """Steps these tensors; on CUDA on the current stream, without waiting."""
         key = tuple(indices)
         tensors = self._lists.get(key)
@@ -121,9 +116,13 @@ class DeviceHandle:
                 self._lists.clear()
             tensors = self._lists[key] = (ctypes.c_uint64 * len(key))(*key)
         args = self._args
-        args.learning_rate = learning_rate
-        args.update_fraction = update_fraction
-        args.grad_scale = grad_scale
+        args.learning_rate = settings.learning_rate
+        args.beta1 = settings.beta1
+        args.beta2 = settings.beta2
+        args.epsilon = settings.epsilon
+        args.weight_decay = settings.weight_decay
+        args.update_fraction = settings.update_fraction
+        args.grad_scale = settings.grad_scale
         args.tensors = tensors
         args.num_tensors = len(key)
         if self.device.type == "cuda":

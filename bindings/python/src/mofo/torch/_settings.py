@@ -41,9 +41,6 @@ _MAX_F32 = 3.4028234663852886e38
 class HandleSettings(NamedTuple):
     """What a library optimizer is created with: tensors that differ in one of these need different ones."""
 
-    beta1: float
-    beta2: float
-    epsilon: float
     filter: int
     weight_decay_scope: int
     state_dtype: int
@@ -53,16 +50,25 @@ class HandleSettings(NamedTuple):
     num_threads: int
 
 
+class StepSettings(NamedTuple):
+    """What a call of the library steps with: tensors that differ in one of these need calls of their own."""
+
+    learning_rate: float
+    beta1: float
+    beta2: float
+    epsilon: float
+    weight_decay: float
+    update_fraction: float
+    grad_scale: float
+
+
 class GroupSettings(NamedTuple):
     """A group's options at one step, found to be in range."""
 
     handle: HandleSettings
+    step: StepSettings
     state_dtype: torch.dtype
-    weight_decay: float
     num_blocks: int | tuple[int, ...]
-    learning_rate: float
-    update_fraction: float
-    grad_scale: float
 
 
 def raw_options(group: Mapping[str, Any], num_threads: int | None = None) -> tuple[Any, ...]:
@@ -94,9 +100,6 @@ def settings_of(raw: tuple[Any, ...], num_params: int) -> GroupSettings:
         raise ValueError(f"update_fraction must be above 0 and at most 1, not {update_fraction}")
     state_dtype = options["state_dtype"]
     handle = HandleSettings(
-        beta1=beta1,
-        beta2=beta2,
-        epsilon=eps,
         filter=_choice(options, "filter", FILTERS),
         weight_decay_scope=_choice(options, "weight_decay_scope", WEIGHT_DECAY_SCOPES),
         state_dtype=_choice(options, "state_dtype", STATE_DTYPES),
@@ -105,14 +108,20 @@ def settings_of(raw: tuple[Any, ...], num_params: int) -> GroupSettings:
         seed=integer("seed", options["seed"], 0, 2**64 - 1),
         num_threads=min(raw[-1], MAX_THREADS),
     )
-    return GroupSettings(
-        handle=handle,
-        state_dtype=state_dtype,
-        weight_decay=weight_decay,
-        num_blocks=_num_blocks(options["num_blocks"], num_params),
+    step = StepSettings(
         learning_rate=lr,
+        beta1=beta1,
+        beta2=beta2,
+        epsilon=eps,
+        weight_decay=weight_decay,
         update_fraction=update_fraction,
         grad_scale=-1.0 if _flag(options, "maximize") else 1.0,
+    )
+    return GroupSettings(
+        handle=handle,
+        step=step,
+        state_dtype=state_dtype,
+        num_blocks=_num_blocks(options["num_blocks"], num_params),
     )
 
 
