@@ -524,6 +524,12 @@ typedef struct mofo_step_report {
      * the step had nothing to do, which is often a mistake of the caller's.
      */
     uint64_t tensors;
+    /**
+     * Entries of which a moment is infinite or NaN after the step. Above 0, something is wrong: a gradient that is not
+     * finite was taken, `skip_nonfinite` being off, or one so large that its square is not. An entry whose first moment is
+     * not finite never moves again, and nothing else tells, for the loss stays finite. 0 if the step was skipped.
+     */
+    uint64_t entries_nonfinite;
 } mofo_step_report;
 
 /**

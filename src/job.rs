@@ -260,6 +260,7 @@ pub(crate) struct Outcome {
     pub grad_norm: Option<f64>,
     pub skipped: bool,
     pub entries_selected: u64,
+    pub entries_nonfinite: u64,
     pub blocks_estimated: u64,
     pub estimates_failed: u64,
 }
@@ -274,7 +275,7 @@ pub(crate) struct Progress {
 }
 
 /// Bytes of a [`crate::ffi::mofo_step_report`].
-pub(crate) const STEP_REPORT_BYTES: u64 = 56;
+pub(crate) const STEP_REPORT_BYTES: u64 = 64;
 
 /// What is particular to a step on CUDA. For steps on the CPU all pointers must be null.
 #[derive(Clone, Copy, Debug)]

@@ -10,7 +10,7 @@ mod phases;
 mod simd;
 mod threads;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::config::{CpuTier, Dtype, Options};
 use crate::error::Result;
@@ -20,7 +20,7 @@ use crate::rule::convert::{f32_to_bf16_nearest, f32_to_f16_nearest};
 use crate::rule::norm::{self, CHUNK};
 use crate::rule::scalars::gradient_factor;
 use disjoint::Disjoint;
-use kernels::{Kernels, Thresholds};
+use kernels::{Entries, Kernels, Thresholds};
 use partition::Piece;
 use phases::{LargeBlocks, SmallBlocks};
 use threads::{Executor, Incomplete};
@@ -105,17 +105,19 @@ impl Cpu {
         self.executor.probe(entries)?;
         // From here on nothing fails but by a panic.
         // SAFETY: the caller's promise; each touches what the jobs describe, one after the other.
-        let (stepped, selected) = unsafe {
+        let (stepped, mut entries) = unsafe {
             self.start_state(jobs)?;
-            let selected = self.step_pieces(jobs)?;
+            let entries = self.step_pieces(jobs)?;
             let Scratch { blocks, .. } = &mut self.scratch;
             let stepped = blocks.step(self.kernels, &mut self.executor, jobs)?;
-            (stepped, selected)
+            (stepped, entries)
         };
+        entries += stepped.entries;
         Ok(Outcome {
             grad_norm,
             skipped: false,
-            entries_selected: stepped.selected + selected,
+            entries_selected: entries.selected,
+            entries_nonfinite: entries.nonfinite,
             blocks_estimated: stepped.blocks,
             estimates_failed: stepped.failed,
         })
@@ -180,34 +182,35 @@ impl Cpu {
             .for_each(pieces.len(), entries, Incomplete::Finish, start)
     }
 
-    /// Steps the tensors in which everything moves, and those of small blocks; how many entries moved.
+    /// Steps the tensors in which everything moves, and those of small blocks; what became of the entries.
     ///
     /// # Safety
     ///
     /// As for [`Cpu::step`].
-    unsafe fn step_pieces(&mut self, jobs: &[Job]) -> Result<u64> {
-        let selected = AtomicU64::new(0);
+    unsafe fn step_pieces(&mut self, jobs: &[Job]) -> Result<Entries> {
+        let sum = Mutex::new(Entries::default());
         let kernels = self.kernels;
         let Scratch { pieces, blocks, .. } = &mut self.scratch;
         let pieces = &*pieces;
         let entries = pieces.iter().map(|piece| piece.len).sum();
         let small_blocks = blocks.small_blocks(kernels, self.executor.useful());
-        let step_piece = |small_blocks: &mut Option<SmallBlocks<'_>>, i: usize| {
+        let start = |thread| (small_blocks(thread), Entries::default());
+        let step_piece = |(small_blocks, entries): &mut (Option<SmallBlocks<'_>>, Entries),
+                          i: usize| {
             let piece = &pieces[i];
             // SAFETY: a range of the job, which no other piece shares.
-            let moved =
+            *entries +=
                 unsafe { step_piece(kernels, &jobs[piece.job], piece, small_blocks.as_mut()) };
-            selected.fetch_add(moved, Ordering::Relaxed);
         };
         self.executor.for_each_with(
             pieces.len(),
             entries,
             Incomplete::Finish,
-            small_blocks,
+            start,
             step_piece,
-            |_| (),
+            |(_, entries)| *sum.lock().unwrap_or_else(PoisonError::into_inner) += entries,
         )?;
-        Ok(selected.into_inner())
+        Ok(sum.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -251,7 +254,7 @@ unsafe fn start_piece(kernels: &Kernels, job: &Job, piece: &Piece) {
     }
 }
 
-/// Steps one piece; how many entries moved.
+/// Steps one piece.
 ///
 /// # Safety
 ///
@@ -261,7 +264,7 @@ unsafe fn step_piece(
     job: &Job,
     piece: &Piece,
     small_blocks: Option<&mut SmallBlocks<'_>>,
-) -> u64 {
+) -> Entries {
     let first_block = piece.start.div_ceil(job.block_numel);
     let end_block = (piece.start + piece.len).div_ceil(job.block_numel);
     // SAFETY: a job has a threshold for every block; these start in this piece alone.

@@ -64,9 +64,9 @@ pub(super) struct Block {
 }
 
 pub(super) const BLOCK_BYTES: usize = 128 + 8 * BINS;
-pub(super) const CONTROL_BYTES: usize = 96;
+pub(super) const CONTROL_BYTES: usize = 104;
 /// Where in the control record the gradient norm is.
-pub(super) const CONTROL_GRAD_NORM: usize = 80;
+pub(super) const CONTROL_GRAD_NORM: usize = 88;
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

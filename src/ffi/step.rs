@@ -44,12 +44,16 @@ pub struct mofo_step_report {
     /// Tensors that took part, or would have: of all, or of those listed, the ones that have a gradient. 0 where
     /// the step had nothing to do, which is often a mistake of the caller's.
     pub tensors: u64,
+    /// Entries of which a moment is infinite or NaN after the step. Above 0, something is wrong: a gradient that is not
+    /// finite was taken, `skip_nonfinite` being off, or one so large that its square is not. An entry whose first moment is
+    /// not finite never moves again, and nothing else tells, for the loss stays finite. 0 if the step was skipped.
+    pub entries_nonfinite: u64,
 }
 
-// SAFETY: `repr(C)`, `Copy`, no padding: 8 × 6 + 4 × 2 = 56 bytes (asserted below).
+// SAFETY: `repr(C)`, `Copy`, no padding: 8 × 7 + 4 × 2 = 64 bytes (asserted below).
 unsafe impl OutputStruct for mofo_step_report {
     const NAME: &'static str = "mofo_step_report";
-    const VERSION_1_SIZE: u64 = 56;
+    const VERSION_1_SIZE: u64 = 64;
 }
 
 const _: () = assert!(size_of::<mofo_step_report>() as u64 == STEP_REPORT_BYTES);
@@ -204,6 +208,7 @@ pub unsafe extern "C" fn mofo_step(
                 blocks_estimated: report.blocks_estimated,
                 estimates_failed: report.estimates_failed,
                 tensors: report.tensors,
+                entries_nonfinite: report.entries_nonfinite,
             };
             // SAFETY: `report` was checked above and has room for `report_size` bytes (the caller's
             // promise).

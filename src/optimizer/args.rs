@@ -123,6 +123,9 @@ pub struct StepReport {
     pub estimates_failed: u64,
     /// Tensors that took part: those that had a gradient, of the listed ones.
     pub tensors: u64,
+    /// Entries of which a moment is infinite or NaN after the step. They never move again: a gradient that is not finite,
+    /// once taken, has frozen them (see `skip_nonfinite`).
+    pub entries_nonfinite: u64,
 }
 
 /// A tensor's parameter and gradient for one [`crate::Optimizer::step`].

@@ -111,6 +111,7 @@ impl Optimizer {
             blocks_estimated: outcome.blocks_estimated,
             estimates_failed: outcome.estimates_failed,
             tensors: self.participants.len() as u64,
+            entries_nonfinite: outcome.entries_nonfinite,
         })
     }
 

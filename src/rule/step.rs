@@ -53,6 +53,8 @@ pub struct Outcome {
     pub thresholds: Vec<u32>,
     /// Entries that moved.
     pub selected: u64,
+    /// Entries of which a moment is not finite after the step.
+    pub nonfinite: u64,
 }
 
 /// Steps a tensor. All slices have the same length, a multiple of `num_blocks`; `master` belongs to 16-bit
@@ -112,6 +114,7 @@ pub fn step(
     let mut outcome = Outcome {
         thresholds: Vec::with_capacity(setup.num_blocks),
         selected: 0,
+        nonfinite: 0,
     };
     let block_numel = numel / setup.num_blocks;
     let k = rank(setup.update_fraction, block_numel as u64) as usize;
@@ -126,6 +129,7 @@ pub fn step(
         outcome.thresholds.push(threshold);
         for i in entries {
             let (m, v) = (exp_avg.load(i), exp_avg_sq.load(i));
+            outcome.nonfinite += u64::from(!(m.is_finite() && v.is_finite()));
             let selected = if everything_moves {
                 magnitude(m) < convert::INFINITE
             } else {

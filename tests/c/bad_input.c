@@ -686,7 +686,7 @@ static void step_args(struct scene *scene) {
         args.report = (mofo_step_report *)(void *)report;
         args.report_size = sizeof report - 8;
         check_refused(mofo_step(scene->optimizer, &args), MOFO_ERROR_INVALID_ARGUMENT,
-                      SAYS("mofo_step_report", "48", "56"));
+                      SAYS("mofo_step_report", "56", "64"));
         CHECK_BYTES(report, before, sizeof report);
         scene_unchanged(scene);
     }

@@ -231,6 +231,7 @@ static inline void check_same_report(const mofo_step_report *got, const mofo_ste
     CHECK_U64(got->entries, expected->entries);
     CHECK_U64(got->tensors, expected->tensors);
     CHECK_U64(got->entries_selected, expected->entries_selected);
+    CHECK_U64(got->entries_nonfinite, expected->entries_nonfinite);
     CHECK_U64((uint64_t)got->skipped, (uint64_t)expected->skipped);
     CHECK_U64((uint64_t)got->status, (uint64_t)expected->status);
 }

@@ -124,6 +124,7 @@ static void equals_the_reference(const char *what, const mofo_options *options, 
         CHECK_U64(report.entries, 1 + 4096 + 9000 + 30);
         CHECK_U64(report.tensors, TENSORS);
         CHECK_U64(report.entries_selected, selected);
+        CHECK_U64(report.entries_nonfinite, 0);
         CHECK_U64((uint64_t)report.skipped, 0);
         CHECK_U64((uint64_t)report.status, (uint64_t)report.skipped);
         if (options->max_grad_norm > 0.0 || options->skip_nonfinite || args.grad_norm != MOFO_INHERIT) {

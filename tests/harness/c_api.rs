@@ -323,6 +323,7 @@ impl Optimizer {
             blocks_estimated: u64::MAX,
             estimates_failed: u64::MAX,
             tensors: u64::MAX,
+            entries_nonfinite: u64::MAX,
         };
         let mut args = *args;
         if let Some(indices) = &indices {

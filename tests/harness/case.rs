@@ -8,7 +8,7 @@ use half::bf16;
 use mofo::rule::norm;
 use mofo::rule::random::hash_name;
 use mofo::rule::scalars::{Hyper, gradient_factor};
-use mofo::rule::step::{Setup, StateMut, step};
+use mofo::rule::step::{Outcome, Setup, StateMut, step};
 use mofo::{
     Device, Dtype, Optimizer, Options, StateDtype, StepArgs, StepReport, TensorBinding, TensorSpec,
 };
@@ -173,10 +173,12 @@ impl Case<'_> {
             self.args = args;
         }
         let factor = self.gradient_factor(step, subset);
-        let mut selected = 0;
+        let (mut selected, mut nonfinite) = (0, 0);
         for &index in subset {
             let tensor = &self.tensors[index];
-            selected += expected[index].step(&self.options, &self.args, tensor, step, factor);
+            let outcome = expected[index].step(&self.options, &self.args, tensor, step, factor);
+            selected += outcome.selected;
+            nonfinite += outcome.nonfinite;
         }
         let report = match device {
             Some(device) => device.step(optimizer, &self.args, &mut self.tensors, step, subset),
@@ -187,6 +189,10 @@ impl Case<'_> {
         assert_eq!(
             report.entries_selected, selected,
             "entries selected in step {step}"
+        );
+        assert_eq!(
+            report.entries_nonfinite, nonfinite,
+            "entries not finite in step {step}"
         );
         report
     }
@@ -334,7 +340,7 @@ impl Reference {
         tensor: &Tensor,
         step_number: usize,
         factor: f32,
-    ) -> u64 {
+    ) -> Outcome {
         self.t += 1;
         let setup = Setup {
             hyper: Hyper {
@@ -368,8 +374,8 @@ impl Reference {
             self.master.as_deref_mut(),
         )
         .unwrap();
-        self.thresholds = outcome.thresholds;
-        outcome.selected
+        self.thresholds.clone_from(&outcome.thresholds);
+        outcome
     }
 }
 

@@ -85,6 +85,7 @@ impl OnDevice {
             blocks_estimated: report.blocks_estimated,
             estimates_failed: report.estimates_failed,
             tensors: report.tensors,
+            entries_nonfinite: report.entries_nonfinite,
         }
     }
 }

@@ -259,10 +259,10 @@ class AnOptimizer(unittest.TestCase):
     def test_reads_the_report_that_a_gpu_has_written(self) -> None:
         import struct
 
-        written = struct.pack("<dQQiiQQQ", -1.0, 10, 0, 1, 1, 3, 2, 4)
+        written = struct.pack("<dQQiiQQQQ", -1.0, 10, 0, 1, 1, 3, 2, 4, 5)
         self.assertEqual(len(written), mofo.REPORT_SIZE)
         report = mofo.StepReport.from_bytes(written)
-        self.assertEqual(report, mofo.StepReport(None, 10, 0, True, 3, 2, 4, 1, False))
+        self.assertEqual(report, mofo.StepReport(None, 10, 0, True, 3, 2, 4, 5, 1, False))
 
 
 if __name__ == "__main__":

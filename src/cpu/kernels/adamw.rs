@@ -1,6 +1,8 @@
 //! The loop that takes a step of all entries whose threshold is known: AdamW where all move; and its second half, for
 //! moments that have been updated.
 
+use std::ops::AddAssign;
+
 use super::table::Kernels;
 use super::tiles::{Access, Moments, Tile, for_each_tile};
 use crate::config::WeightDecayScope;
@@ -17,7 +19,23 @@ pub(in crate::cpu) enum Thresholds<'a> {
     Each(&'a [u32]),
 }
 
-/// Steps the entries `start..start + len`: those move that reach their threshold. How many moved.
+/// What became of some entries.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(in crate::cpu) struct Entries {
+    /// How many moved.
+    pub(in crate::cpu) selected: u64,
+    /// How many have a moment that is not finite.
+    pub(in crate::cpu) nonfinite: u64,
+}
+
+impl AddAssign for Entries {
+    fn add_assign(&mut self, other: Self) {
+        self.selected += other.selected;
+        self.nonfinite += other.nonfinite;
+    }
+}
+
+/// Steps the entries `start..start + len`: those move that reach their threshold.
 ///
 /// # Safety
 ///
@@ -28,7 +46,7 @@ pub(in crate::cpu) unsafe fn adamw(
     job: &Job,
     range: (u64, u64),
     thresholds: Thresholds<'_>,
-) -> u64 {
+) -> Entries {
     let access = Access {
         grad: true,
         moments: Moments::Written,
@@ -48,10 +66,10 @@ pub(in crate::cpu) unsafe fn adamw(
     let run = (kernels.adamw)(job);
     // SAFETY: the caller's promise.
     unsafe { for_each_tile(kernels, job, range, access, &mut body, run) };
-    body.moved
+    body.entries
 }
 
-/// Moves the entries `start..start + len` like [`adamw`], after their moments have been updated.
+/// Moves the entries `start..start + len` like [`adamw`], after their moments have been updated. How many moved.
 ///
 /// # Safety
 ///
@@ -72,7 +90,7 @@ pub(in crate::cpu) unsafe fn step_stored(
     let run = (kernels.step_stored)(job);
     // SAFETY: the caller's promise.
     unsafe { for_each_tile(kernels, job, range, access, &mut body, run) };
-    body.moved
+    body.entries.selected
 }
 
 /// What [`adamw`] keeps from tile to tile.
@@ -81,8 +99,8 @@ pub(in crate::cpu) struct Step {
     /// There is a threshold for each entry; else for each lane.
     has_each: bool,
     decays_all: bool,
-    /// How many entries moved.
-    moved: u64,
+    /// None are known not to be finite where the moments were updated before.
+    entries: Entries,
 }
 
 impl Step {
@@ -91,7 +109,7 @@ impl Step {
             thresholds: thresholds.as_ptr(),
             has_each,
             decays_all: job.weight_decay_scope == WeightDecayScope::All,
-            moved: 0,
+            entries: Entries::default(),
         }
     }
 
@@ -107,7 +125,7 @@ impl Step {
     ) {
         let stride = if self.has_each { V::LANES } else { 0 };
         let decays_all = V::equal(V::uint(self.decays_all.into()), V::uint(1));
-        let mut moved_lanes = V::uint(0);
+        let (mut moved_lanes, mut finite_lanes) = (V::uint(0), V::uint(0));
         for group in 0..tile.groups::<V>() {
             let at = tile.pointers.group::<V, P, S>(group);
             let entries = tile.entries::<V>(group);
@@ -121,8 +139,12 @@ impl Step {
                     S::store(at.exp_avg_sq, v);
                     (m, v)
                 };
+                let finite = V::finite(m);
+                if !STORED {
+                    finite_lanes = V::tally(finite_lanes, finite & V::finite(v));
+                }
                 let threshold = V::load_f32(self.thresholds.add(group * stride).cast());
-                let selected = V::finite(m) & V::at_least(magnitude::<V>(m), V::bits(threshold));
+                let selected = finite & V::at_least(magnitude::<V>(m), V::bits(threshold));
                 let old = P::load(at.param, at.master);
                 let difference = V::bits(tile.arithmetic.difference::<V>(m, v));
                 let difference = V::from_bits(V::keep(selected, difference));
@@ -133,7 +155,10 @@ impl Step {
             }
             V::end_group();
         }
-        self.moved += u64::from(V::sum(moved_lanes));
+        self.entries.selected += u64::from(V::sum(moved_lanes));
+        if !STORED {
+            self.entries.nonfinite += tile.len as u64 - u64::from(V::sum(finite_lanes));
+        }
         if self.has_each {
             self.thresholds = self.thresholds.wrapping_add(tile.len);
         }

@@ -42,6 +42,8 @@ pub(in crate::cpu) struct Candidates {
     pub(in crate::cpu) open_values: *mut f32,
     pub(in crate::cpu) num_certain: usize,
     pub(in crate::cpu) num_open: usize,
+    /// Entries with a moment that is not finite, where moments were updated.
+    pub(in crate::cpu) num_nonfinite: usize,
 }
 
 /// Updates the moments of the entries `start..start + len`, and lists those whose keys the bracket does not rule out.
@@ -107,6 +109,7 @@ type Packed = [MaybeUninit<u32>; TILE + MAX_LANES];
 impl<'a> Collect<'a> {
     fn new(start: u64, bracket: Bracket, candidates: &'a mut Candidates) -> Self {
         (candidates.num_certain, candidates.num_open) = (0, 0);
+        candidates.num_nonfinite = 0;
         Self {
             bracket,
             start: start as u32,
@@ -138,6 +141,7 @@ impl<'a> Collect<'a> {
         let [ms, vs, entries, keys] = &mut packed;
         let [ms, vs, entries, keys] =
             [ms, vs, entries, keys].map(|packed: &mut Packed| packed.as_mut_ptr().cast::<u32>());
+        let mut finite_lanes = V::uint(0);
         let mut count = 0;
         for group in 0..tile.groups::<V>() {
             let at = tile.pointers.group::<V, Single, S>(group);
@@ -145,6 +149,9 @@ impl<'a> Collect<'a> {
             // SAFETY: the caller's promise; there is room for all entries of a tile and a group more.
             unsafe {
                 let (m, v) = moments::<V, S, STORED>(tile.arithmetic, at, numbers);
+                if !STORED {
+                    finite_lanes = V::tally(finite_lanes, V::finite(m) & V::finite(v));
+                }
                 let key = if MOMENTUM {
                     magnitude::<V>(m)
                 } else {
@@ -161,6 +168,9 @@ impl<'a> Collect<'a> {
                     count += V::count(possible);
                 }
             }
+        }
+        if !STORED {
+            self.candidates.num_nonfinite += tile.len - V::sum(finite_lanes) as usize;
         }
         // SAFETY: so many are packed, and behind them there is room for a group; the rest is the caller's promise.
         unsafe {
@@ -222,14 +232,15 @@ impl<'a> Collect<'a> {
     #[inline(always)]
     pub(in crate::cpu) unsafe fn tile_of_keys<V: Vector, S: Moment<V>>(&mut self, tile: Tile<'_>) {
         let (low, high) = (V::uint(self.bracket.low), V::uint(self.bracket.high));
-        let mut certain_lanes = V::uint(0);
+        let (mut certain_lanes, mut finite_lanes) = (V::uint(0), V::uint(0));
         let (mut open_keys, mut num_open) = (self.candidates.open_keys, self.candidates.num_open);
         open_keys = open_keys.wrapping_add(num_open);
         for group in 0..tile.groups::<V>() {
             let at = tile.pointers.group::<V, Single, S>(group);
             // SAFETY: the caller's promise; there is room for the keys of all entries and a group more.
             unsafe {
-                let (m, _) = moments::<V, S, false>(tile.arithmetic, at, tile.entries::<V>(group));
+                let (m, v) = moments::<V, S, false>(tile.arithmetic, at, tile.entries::<V>(group));
+                finite_lanes = V::tally(finite_lanes, V::finite(m) & V::finite(v));
                 let key = magnitude::<V>(m);
                 certain_lanes = V::tally(certain_lanes, V::within(key, high, V::uint(INFINITE)));
                 let open = V::within(key, low, high);
@@ -242,6 +253,7 @@ impl<'a> Collect<'a> {
             }
         }
         self.candidates.num_open = num_open;
+        self.candidates.num_nonfinite += tile.len - V::sum(finite_lanes) as usize;
         self.candidates.num_certain += V::sum(certain_lanes) as usize;
     }
 }

@@ -15,7 +15,7 @@ mod tests;
 mod tiles;
 mod tiny;
 
-pub(super) use adamw::{Thresholds, adamw, step_stored};
+pub(super) use adamw::{Entries, Thresholds, adamw, step_stored};
 pub(super) use apply::apply;
 pub(super) use collect::{Bracket, Candidates, collect, collect_stored};
 pub(super) use decay::decay;

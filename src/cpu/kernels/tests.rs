@@ -321,6 +321,13 @@ impl Window {
         }
     }
 
+    /// Of entries as they become, those with a moment that is not finite.
+    fn num_nonfinite(&self, expected: &[Stepped]) -> u64 {
+        let is_finite = |bits| widened(self.exp_avg.dtype, bits).is_finite();
+        let finite = |entry: &&Stepped| is_finite(entry.exp_avg) && is_finite(entry.exp_avg_sq);
+        (expected.len() - expected.iter().filter(finite).count()) as u64
+    }
+
     fn check_param(&self, before: &Self, entry: &Stepped, i: usize, fate: Fate, rounds_all: bool) {
         let types = self.types;
         let kept = match fate {
@@ -375,6 +382,7 @@ impl Lists {
             open_values,
             num_certain: 5,
             num_open: 7,
+            num_nonfinite: 9,
         }
     }
 
@@ -542,6 +550,8 @@ fn collect_candidates(kernels: &Kernels, before: &Window, filter: Filter, bracke
     unsafe { collect(kernels, &job, WINDOW, bracket, true, &mut found) };
     let listed = lists.listed(found.num_certain, found.num_open);
     assert_eq!(listed, wanted, "{what}");
+    let nonfinite = before.num_nonfinite(&expected);
+    assert_eq!(found.num_nonfinite as u64, nonfinite, "{what}");
     window.compare_moments(before, &expected);
 
     let mut lists = Lists::new();
@@ -560,6 +570,7 @@ fn collect_candidates(kernels: &Kernels, before: &Window, filter: Filter, bracke
         // SAFETY: as above.
         unsafe { collect(kernels, &job, WINDOW, bracket, false, &mut found) };
         assert_eq!(found.num_certain, wanted.certain.len(), "{what}");
+        assert_eq!(found.num_nonfinite as u64, nonfinite, "{what}");
         let keys: Vec<u32> = wanted.open.iter().map(|&(_, key, _)| key).collect();
         assert_eq!(lists.keys[..found.num_open], keys, "{what}");
         window.compare_moments(before, &expected);
@@ -628,8 +639,10 @@ fn steps_with_a_known_threshold_beyond_32_bits() {
                 let mut window = before.clone();
                 let job = window.job(Filter::Momentum, scope);
                 // SAFETY: only the entries of the window are touched.
-                let moved = unsafe { adamw(kernels, &job, WINDOW, Thresholds::Same(threshold)) };
-                assert_eq!(moved, count, "{threshold:#x}, {types:?}");
+                let found = unsafe { adamw(kernels, &job, WINDOW, Thresholds::Same(threshold)) };
+                assert_eq!(found.selected, count, "{threshold:#x}, {types:?}");
+                let nonfinite = before.num_nonfinite(&expected);
+                assert!(nonfinite > 0 && found.nonfinite == nonfinite, "{types:?}");
                 window.compare_params(&before, &expected, true, fate);
 
                 let mut again = before.clone();
@@ -661,9 +674,9 @@ fn steps_with_a_threshold_for_each_entry() {
         let mut window = before.clone();
         let job = window.job(Filter::Momentum, WeightDecayScope::Selected);
         // SAFETY: only the entries of the window are touched.
-        let moved = unsafe { adamw(kernels, &job, WINDOW, Thresholds::Each(&thresholds)) };
+        let found = unsafe { adamw(kernels, &job, WINDOW, Thresholds::Each(&thresholds)) };
         let count = (0..expected.len()).filter(|&i| moves(i)).count();
-        assert!(moved == count as u64 && (1..expected.len()).contains(&count));
+        assert!(found.selected == count as u64 && (1..expected.len()).contains(&count));
         for (i, entry) in expected.iter().enumerate() {
             let fate = if moves(i) { Fate::Moves } else { Fate::Stays };
             window.check_param(&before, entry, i, fate, true);

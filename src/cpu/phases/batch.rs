@@ -1,6 +1,7 @@
 //! One batch of blocks on its way through the phases.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::apply::{apply, prefetch};
 use super::collect::{collect, collect_again};
@@ -12,7 +13,7 @@ use super::order::{BUCKETS, Counts, DIGITS, DigitSearch};
 use super::plan::{Batch, Block, GATHERED, Stepped};
 use super::small::stored_keys;
 use crate::cpu::disjoint::Disjoint;
-use crate::cpu::kernels::{Kernels, LINE, Sampled};
+use crate::cpu::kernels::{Entries, Kernels, LINE, Sampled};
 use crate::cpu::threads::{Executor, Incomplete};
 use crate::error::Result;
 use crate::job::Job;
@@ -41,8 +42,8 @@ struct Worker<'a> {
     scratch: Scratch<'a>,
     /// Whose segments it is at.
     block: usize,
-    /// How many entries it has moved.
-    moved: u64,
+    /// What became of the entries in this phase.
+    entries: Entries,
 }
 
 impl<'a> BatchRun<'a> {
@@ -60,7 +61,7 @@ impl<'a> BatchRun<'a> {
             executor.for_each(batch.gathers, sampled, Incomplete::Finish, |i| {
                 self.estimate(i);
             })?;
-            self.for_each_segment(executor, all.clone(), |worker, block, i| {
+            let collected = self.for_each_segment(executor, all.clone(), |worker, block, i| {
                 self.collect(worker, block, i);
             })?;
             // What other ranks know of a block that they share would be added up here.
@@ -74,21 +75,23 @@ impl<'a> BatchRun<'a> {
                 stepped.failed += 1;
                 self.decide_again(executor, block)?;
             }
-            stepped.selected += self.for_each_segment(executor, all, |worker, block, i| {
+            let applied = self.for_each_segment(executor, all, |worker, block, i| {
                 self.apply(worker, block, i);
             })?;
+            stepped.entries += collected;
+            stepped.entries += applied;
         }
         Ok(())
     }
 
-    /// Runs `body` for some segments of the batch; how many entries moved.
+    /// Runs `body` for some segments of the batch; what became of the entries.
     fn for_each_segment(
         &self,
         executor: &mut Executor,
         which: std::ops::Range<usize>,
         body: impl Fn(&mut Worker<'_>, &Block, usize) + Sync,
-    ) -> Result<u64> {
-        let moved = AtomicU64::new(0);
+    ) -> Result<Entries> {
+        let sum = Mutex::new(Entries::default());
         let entries = which.len() as u64 * SEGMENT;
         executor.for_each_with(
             which.len().div_ceil(TAKEN),
@@ -98,7 +101,7 @@ impl<'a> BatchRun<'a> {
                 // SAFETY: the executor runs no two threads of the same number at a time.
                 scratch: unsafe { Scratch::for_thread(self.scratch, thread) },
                 block: 0,
-                moved: 0,
+                entries: Entries::default(),
             },
             |worker, item| {
                 let first = which.start + item * TAKEN;
@@ -108,10 +111,10 @@ impl<'a> BatchRun<'a> {
                 }
             },
             |worker| {
-                moved.fetch_add(worker.moved, Ordering::Relaxed);
+                *sum.lock().unwrap_or_else(PoisonError::into_inner) += worker.entries;
             },
         )?;
-        Ok(moved.into_inner())
+        Ok(sum.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Which block a segment belongs to; probably this one.
@@ -207,6 +210,7 @@ impl<'a> BatchRun<'a> {
                 &mut worker.scratch,
                 lists,
             );
+            worker.entries.nonfinite += u64::from(collected.num_nonfinite);
             self.set_segment(i, collected);
         }
     }
@@ -327,7 +331,7 @@ impl<'a> BatchRun<'a> {
                 prefetch(job, block.segment(i + 1), next);
             }
             let (range, scratch) = (block.segment(i), &mut worker.scratch);
-            worker.moved += apply(self.kernels, job, range, threshold, scratch, lists);
+            worker.entries.selected += apply(self.kernels, job, range, threshold, scratch, lists);
         }
     }
 }

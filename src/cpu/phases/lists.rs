@@ -49,6 +49,7 @@ impl<'a> Scratch<'a> {
             open_values: open_values.cast(),
             num_certain: 0,
             num_open: 0,
+            num_nonfinite: 0,
         }
     }
 
@@ -209,6 +210,7 @@ impl<'a> Lists<'a> {
             first_open: open.unwrap_or(0),
             num_certain: num_certain as u32,
             num_open: num_open as u32,
+            num_nonfinite: candidates.num_nonfinite as u32,
             is_listed: values && certain.is_some() && open.is_some(),
         }
     }
@@ -243,6 +245,8 @@ pub(in crate::cpu) struct Segment {
     first_open: usize,
     num_certain: u32,
     num_open: u32,
+    /// Of its entries, if it was collected once.
+    pub(super) num_nonfinite: u32,
     /// There was room for all of its candidates.
     pub(super) is_listed: bool,
 }

@@ -8,7 +8,7 @@ use super::lists::{Capacity, Lists, SCRATCH_WORDS, SEGMENT, Scratch, Segment, Sh
 use super::small::{CAPACITY, SmallBlocks};
 use super::{Range, estimate, segment};
 use crate::cpu::disjoint::Disjoint;
-use crate::cpu::kernels::{Bracket, Kernels};
+use crate::cpu::kernels::{Bracket, Entries, Kernels};
 use crate::cpu::partition::{Schedule, schedule};
 use crate::cpu::threads::Executor;
 use crate::error::Result;
@@ -326,7 +326,7 @@ pub(in crate::cpu) fn bytes_bound(numel: u64, num_blocks: u64, threads: usize) -
 /// What became of the blocks.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::cpu) struct Stepped {
-    pub(in crate::cpu) selected: u64,
+    pub(in crate::cpu) entries: Entries,
     pub(in crate::cpu) blocks: u64,
     pub(in crate::cpu) failed: u64,
 }

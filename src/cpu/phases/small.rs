@@ -8,7 +8,7 @@ use super::lists::{Capacity, Lists, SEGMENT, Scratch, Segment, Share};
 use super::order::{BUCKETS, Counts, DIGITS, DigitSearch, OCTAVE};
 use super::{Range, forced, segments};
 use crate::config::Filter;
-use crate::cpu::kernels::{self, Bracket, Kernels, LINE, TINY, Thresholds, is_tiny};
+use crate::cpu::kernels::{self, Bracket, Entries, Kernels, LINE, TINY, Thresholds, is_tiny};
 use crate::cpu::simd::vector::MAX_LANES;
 use crate::job::Job;
 use crate::rule::convert::INFINITE;
@@ -50,6 +50,8 @@ pub(in crate::cpu) struct SmallBlocks<'a> {
     lists: Lists<'a>,
     share: Share,
     bracket: Bracket,
+    /// What became of those of the present call.
+    entries: Entries,
     paths: Paths,
 }
 
@@ -71,12 +73,13 @@ impl<'a> SmallBlocks<'a> {
             lists,
             share: Share::new(behind, capacity_on(paths)),
             bracket: Bracket::at(1),
+            entries: Entries::default(),
             paths,
         }
     }
 
     /// Steps consecutive blocks from an entry on; the thresholds are those of the step before, or 0, and become those of this
-    /// step. How many entries moved.
+    /// step.
     ///
     /// # Safety
     ///
@@ -87,25 +90,24 @@ impl<'a> SmallBlocks<'a> {
         job: &Job,
         start: u64,
         thresholds: &mut [u32],
-    ) -> u64 {
+    ) -> Entries {
         let len = job.block_numel;
         if job.filter == Filter::Momentum && is_tiny(len, job.rank) {
             let run = RUN / len as usize;
             let starts = (start..).step_by(run * len as usize);
             let runs = starts.zip(thresholds.chunks_mut(run));
-            // SAFETY: the caller's promise.
-            return runs
-                .map(|(start, thresholds)| unsafe { self.step_tiny(job, start, thresholds) })
-                .sum();
+            for (start, thresholds) in runs {
+                // SAFETY: the caller's promise.
+                unsafe { self.step_tiny(job, start, thresholds) };
+            }
+        } else {
+            let starts = (start..).step_by(len as usize);
+            for (start, threshold) in starts.zip(thresholds) {
+                // SAFETY: the caller's promise.
+                unsafe { self.step_block(job, Range { start, len }, threshold) };
+            }
         }
-        let blocks = (start..)
-            .step_by(len as usize)
-            .map(|start| Range { start, len });
-        // SAFETY: the caller's promise.
-        blocks
-            .zip(thresholds)
-            .map(|(block, threshold)| unsafe { self.step_block(job, block, threshold) })
-            .sum()
+        std::mem::take(&mut self.entries)
     }
 
     /// Steps one block.
@@ -113,18 +115,17 @@ impl<'a> SmallBlocks<'a> {
     /// # Safety
     ///
     /// As for [`SmallBlocks::step`].
-    unsafe fn step_block(&mut self, job: &Job, block: Range, threshold: &mut u32) -> u64 {
+    unsafe fn step_block(&mut self, job: &Job, block: Range, threshold: &mut u32) {
         // SAFETY: the caller's promise.
         unsafe {
             let mut listed = [Segment::default(); MOST_SEGMENTS];
             let found = self.collect(job, block, *threshold, &mut listed);
             *threshold = found;
-            let mut moved = 0;
             for (segment, range) in listed.iter().zip(segments(block)) {
                 let lists = (&self.lists, segment);
-                moved += apply(self.kernels, job, range, found, &mut self.scratch, lists);
+                let moved = apply(self.kernels, job, range, found, &mut self.scratch, lists);
+                self.entries.selected += moved;
             }
-            moved
         }
     }
 
@@ -133,7 +134,7 @@ impl<'a> SmallBlocks<'a> {
     /// # Safety
     ///
     /// As for [`SmallBlocks::step`]; the blocks have at most [`TINY`] entries, and [`RUN`] together.
-    unsafe fn step_tiny(&self, job: &Job, start: u64, thresholds: &mut [u32]) -> u64 {
+    unsafe fn step_tiny(&mut self, job: &Job, start: u64, thresholds: &mut [u32]) {
         // Words for a group more are needed by both.
         let (mut keys, mut each) = ([0; RUN + MAX_LANES], [0; RUN + MAX_LANES]);
         let block = job.block_numel as usize;
@@ -146,12 +147,12 @@ impl<'a> SmallBlocks<'a> {
                 // A key of 0 never moves.
                 each.fill(threshold.max(1));
             }
-            kernels::adamw(
+            self.entries += kernels::adamw(
                 self.kernels,
                 job,
                 (start, len as u64),
                 Thresholds::Each(&each),
-            )
+            );
         }
     }
 
@@ -194,6 +195,7 @@ impl<'a> SmallBlocks<'a> {
                     lists,
                 )
             };
+            self.entries.nonfinite += u64::from(segment.num_nonfinite);
         }
         let attempts = if self.paths.digits { 0 } else { ATTEMPTS };
         let mut distance = OCTAVE / 2;

@@ -245,7 +245,7 @@ extern "C" __global__ __launch_bounds__(THREADS_OF_ONE) void mofo_begin(const Be
         control.participants = participants;
         control.entries = entries;
         control.strips = control.runs = control.gathers = control.slices = 0;
-        control.selected = control.estimated = control.failed = 0;
+        control.selected = control.nonfinite = control.estimated = control.failed = 0;
         control.grad_norm = -1.0;
         control.stop = 0;
         control.status = OK;
@@ -330,6 +330,7 @@ __device__ inline void write_report(const Step &step) {
     report.blocks_estimated = control.estimated;
     report.estimates_failed = control.failed;
     report.tensors = control.participants;
+    report.entries_nonfinite = control.nonfinite;
     const u8 *from = (const u8 *)&report;
     for (u64 i = 0; i < step.report_size; i++) {
         step.report[i] = i < sizeof(report) ? from[i] : 0;

@@ -178,6 +178,16 @@ __device__ __forceinline__ void step_group(const View &view, const Group &group,
     store_group(view.exp_avg_sq(), state, group, group.valid, of_v);
 }
 
+// How many of a group's entries have a moment that is not finite.
+__device__ __forceinline__ u32 count_nonfinite(const Group &group, const float (&m)[GROUP], const float (&v)[GROUP]) {
+    u32 nonfinite = 0;
+#pragma unroll
+    for (u32 i = 0; i < GROUP; i++) {
+        nonfinite |= max(magnitude(m[i]), magnitude(v[i])) >= INFINITE ? 1u << i : 0;
+    }
+    return __popc(nonfinite & group.valid);
+}
+
 // Loads what `step_group` left in memory; the gradients only where a filter asks for them.
 template <class View>
 __device__ __forceinline__ void load_stepped(const View &view, u32 filter, const Group &group,

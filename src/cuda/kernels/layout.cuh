@@ -82,7 +82,7 @@ struct Keys {
     u32 first, moments, param, filter;
 };
 
-// Where tests say that a threshold is, as src/forced.rs names it.
+// Where tests say that a threshold is, as src/test_paths.rs names it.
 enum ForcedBracket : u32 { SAMPLED = 0, TOO_LOW = 1, TOO_HIGH = 2, ANYWHERE = 3, EXACTLY = 4 };
 
 // How a tensor's blocks are stepped.
@@ -170,6 +170,7 @@ struct Control {
     u64 participants;
     u64 entries;
     u64 selected;
+    u64 nonfinite;
     u64 estimated;
     u64 failed;
     double grad_norm;
@@ -188,6 +189,7 @@ struct Report {
     u64 blocks_estimated;
     u64 estimates_failed;
     u64 tensors;
+    u64 entries_nonfinite;
 };
 
 // What every kernel is given.
@@ -254,7 +256,7 @@ struct Begin {
 static_assert(sizeof(Tensor) == 144, "as in layout.rs");
 static_assert(sizeof(Work) == 144, "as in layout.rs");
 static_assert(sizeof(Block) == 128 + 8 * BINS, "as in layout.rs");
-static_assert(sizeof(Control) == 96, "as in layout.rs");
-static_assert(sizeof(Report) == 56, "as in mofo.h");
+static_assert(sizeof(Control) == 104 && __builtin_offsetof(Control, grad_norm) == 88, "as in layout.rs");
+static_assert(sizeof(Report) == 64, "as in mofo.h");
 static_assert(sizeof(Step) == 232, "as in layout.rs");
 static_assert(sizeof(Bind) <= 4096 && sizeof(Begin) <= 4096, "what a launch can carry");

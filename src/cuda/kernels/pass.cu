@@ -116,26 +116,19 @@ __device__ __forceinline__ void ask_for(const View &view, const Stretch &stretch
     }
 }
 
-// Adds a warp's counts to a total.
-__device__ __forceinline__ void add_up(u64 *total, u64 count) {
-    u64 sum = warp_sum(count);
-    if (lane_of_warp() == 0 && sum != 0) {
-        atomicAdd(total, sum);
-    }
-}
-
 // Where everything moves, at once; or where nothing does before the threshold is known: then only the moments are stepped.
 template <class View>
 __device__ void pass_other(const Step &step, const Tensor &tensor, const View &view, bool moves,
                            const Stretch &stretch) {
     Target target = target_of(view, step.rounding);
-    u64 selected = 0;
+    u64 selected = 0, nonfinite = 0;
     for (u64 strip = stretch.first + threadIdx.x / 32; strip < stretch.last; strip += WARPS_OF_PASS) {
         ask_for(view, stretch, strip);
         Range range = cut(stretch.from, stretch.numel, STRIP, strip);
         Group group = group_of(range.start, range.end, lane_of_warp(), view.aligned());
         float g[GROUP], m[GROUP], v[GROUP];
         step_group(view, group, g, m, v);
+        nonfinite += count_nonfinite(group, m, v);
         if (!moves) {
             continue;
         }
@@ -161,6 +154,7 @@ __device__ void pass_other(const Step &step, const Tensor &tensor, const View &v
         }
     }
     add_up(&step.control->selected, selected);
+    add_up(&step.control->nonfinite, nonfinite);
 }
 
 // Computes what becomes of the entries that move; how many of this thread's could not be moved back.
@@ -258,7 +252,7 @@ __device__ void pass_estimated(const Step &step, const View &view, const Stretch
                      step.no_room ? 0 : block.capacity,
                      0,
                      0};
-    u32 lane = lane_of_warp(), number = 0, above = 0, inside = 0;
+    u32 lane = lane_of_warp(), number = 0, above = 0, inside = 0, nonfinite = 0;
     Pending pending = {0, 0, 0, false, false};
     for (u64 strip = stretch.first + threadIdx.x / 32; strip < stretch.last; strip += WARPS_OF_PASS) {
         ask_for(view, stretch, strip);
@@ -266,6 +260,7 @@ __device__ void pass_estimated(const Step &step, const View &view, const Stretch
         Group group = group_of(range.start, range.end, lane, view.aligned());
         float g[GROUP], m[GROUP], v[GROUP];
         step_group(view, group, g, m, v);
+        nonfinite += count_nonfinite(group, m, v);
         u32 move = 0, open = 0;
 #pragma unroll
         for (u32 i = 0; i < GROUP; i++) {
@@ -320,6 +315,7 @@ __device__ void pass_estimated(const Step &step, const View &view, const Stretch
     give_up(passed);
     add_up(&block.above, above);
     add_up(&block.open, inside);
+    add_up(&step.control->nonfinite, nonfinite);
 }
 
 // `pass_estimated` for the view that suits a tensor.

@@ -135,8 +135,5 @@ extern "C" __global__ __launch_bounds__(THREADS) void mofo_settle(const Step ste
             selected += block.above;
         }
     }
-    u64 sum = warp_sum(selected);
-    if (lane_of_warp() == 0 && sum != 0) {
-        atomicAdd(&step.control->selected, sum);
-    }
+    add_up(&step.control->selected, selected);
 }

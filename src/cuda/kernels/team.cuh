@@ -14,6 +14,14 @@ template <typename T> __device__ __forceinline__ T warp_sum(T value) {
     return value;
 }
 
+// Adds a warp's counts to a total.
+__device__ __forceinline__ void add_up(u64 *total, u64 count) {
+    u64 sum = warp_sum(count);
+    if (lane_of_warp() == 0 && sum != 0) {
+        atomicAdd(total, sum);
+    }
+}
+
 template <typename T> __device__ __forceinline__ T warp_prefix(T value) {
     for (u32 distance = 1; distance < 32; distance *= 2) {
         T other = __shfl_up_sync(FULL, value, distance);

@@ -56,7 +56,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void mofo_whole(const Step step
         return;
     }
     u64 owner = owner_of(share.first, step.num_tensors, first_run);
-    u64 selected = 0;
+    u64 selected = 0, nonfinite = 0;
     for (u64 unit = share.first; unit < share.last; unit++) {
         owner = next_owner(owner, unit, step.num_tensors, first_run);
         const Tensor &tensor = step.tensors[owner];
@@ -72,6 +72,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void mofo_whole(const Step step
             Group group = group_of(start, end, i, view.aligned());
             float g[GROUP], m[GROUP], v[GROUP];
             step_group(view, group, g, m, v);
+            nonfinite += count_nonfinite(group, m, v);
             if (in_room) {
 #pragma unroll
                 for (u32 j = 0; j < GROUP; j++) {
@@ -109,8 +110,6 @@ extern "C" __global__ __launch_bounds__(THREADS) void mofo_whole(const Step step
         }
         __syncthreads();
     }
-    u64 sum = warp_sum(selected);
-    if (lane_of_warp() == 0 && sum != 0) {
-        atomicAdd(&step.control->selected, sum);
-    }
+    add_up(&step.control->selected, selected);
+    add_up(&step.control->nonfinite, nonfinite);
 }

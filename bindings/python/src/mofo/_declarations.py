@@ -155,6 +155,7 @@ class CStepReport(ctypes.Structure):
         ("blocks_estimated", c_uint64),
         ("estimates_failed", c_uint64),
         ("tensors", c_uint64),
+        ("entries_nonfinite", c_uint64),
     ]
 
 

@@ -20,6 +20,8 @@ class StepReport:
     - blocks_estimated, estimates_failed: blocks whose threshold was estimated from a sample, and those whose estimate
       was wrong. The result is exact all the same.
     - tensors: how many took part, or would have. 0: none of them has a gradient, which is often a mistake.
+    - entries_nonfinite: of which a moment is infinite or NaN after the step. Above 0, a gradient that is not finite was
+      taken: these entries never move again, and nothing else tells.
     - status: 0, or 1 if the step was skipped. On CUDA, where the report is written when the step runs, also the
       error that kept it from being taken.
     - launched: True only on CUDA: the step was launched, and everything else here is unknown.
@@ -32,6 +34,7 @@ class StepReport:
     blocks_estimated: int
     estimates_failed: int
     tensors: int
+    entries_nonfinite: int
     status: int = MOFO_OK
     launched: bool = False
 
@@ -51,6 +54,7 @@ class StepReport:
             blocks_estimated=report.blocks_estimated,
             estimates_failed=report.estimates_failed,
             tensors=report.tensors,
+            entries_nonfinite=report.entries_nonfinite,
             status=report.status,
         )
 
@@ -58,7 +62,7 @@ class StepReport:
 REPORT_SIZE = ctypes.sizeof(CStepReport)
 """Bytes of a report in device memory."""
 
-LAUNCHED = StepReport(None, 0, 0, False, 0, 0, 0, launched=True)
+LAUNCHED = StepReport(None, 0, 0, False, 0, 0, 0, 0, launched=True)
 
 
 @dataclass(frozen=True)
