@@ -175,9 +175,17 @@ class Engine:
         self._entries: dict[HandleSettings, int] = {}
 
     def step(
-        self, groups: list[dict[str, Any]], states: Mapping[Tensor, dict[str, Any]], num_threads: int | None
-    ) -> None:
-        """Steps every parameter that has a gradient. Everything is checked before the first parameter changes."""
+        self,
+        groups: list[dict[str, Any]],
+        states: Mapping[Tensor, dict[str, Any]],
+        num_threads: int | None,
+        skip_nonfinite: bool,
+    ) -> str | None:
+        """Steps every parameter that has a gradient. Everything is checked before the first parameter changes.
+
+        With `skip_nonfinite`, nothing is stepped if a gradient holds a NaN or an infinity, and the name of its
+        parameter is returned.
+        """
         with self._turn.taken():
             try:
                 copies: list[Tensor] = []
@@ -185,6 +193,10 @@ class Engine:
                 if self._params_moved:
                     self._check_overlaps()
                 self._check_capture(calls)
+                if skip_nonfinite:
+                    nonfinite = _nonfinite(calls)
+                    if nonfinite is not None:
+                        return nonfinite
                 for (handle, learning_rate, update_fraction, grad_scale), rows in calls.items():
                     self._call(handle, rows, learning_rate, update_fraction, grad_scale)
             except Exception:
@@ -193,6 +205,7 @@ class Engine:
                 # Ctrl-C comes between any two lines. What was being told to the library is told anew at the next step.
                 self._forget()
                 raise
+        return None
 
     def _call(
         self, handle: DeviceHandle, rows: list[Row], learning_rate: float, update_fraction: float, grad_scale: float
@@ -460,6 +473,14 @@ class Engine:
                 c.MOFO_ERROR_UNSUPPORTED,
                 "a step cannot be captured in a CUDA graph from PyTorch: `step` of the state would not count replays",
             )
+
+
+def _nonfinite(calls: dict[_Call, list[Row]]) -> str | None:
+    """The name of a parameter whose gradient holds a NaN or an infinity, if there is one."""
+    for (handle, *_), rows in calls.items():
+        if not handle.has_finite_grads([row.index for row in rows]):
+            return next((row.name for row in rows if not handle.has_finite_grads([row.index])), rows[0].name)
+    return None
 
 
 def _negative_step(row: Row) -> Error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 
 import torch
@@ -114,6 +115,22 @@ class DeviceHandle:
 
     def step(self, indices: Sequence[int], learning_rate: float, update_fraction: float, grad_scale: float) -> None:
         """Steps these tensors; on CUDA on the current stream, without waiting."""
+        args = self._args_for(indices)
+        args.learning_rate = learning_rate
+        args.update_fraction = update_fraction
+        args.grad_scale = grad_scale
+        self._check(self._functions.mofo_step(self._pointer, args))
+
+    def has_finite_grads(self, indices: Sequence[int]) -> bool:
+        """Whether no gradient of these tensors holds a NaN or an infinity; on CUDA waits for the current stream."""
+        args = self._args_for(indices)
+        args.grad_scale = 1.0
+        norm = ctypes.c_double()
+        self._check(self._functions.mofo_grad_norm(self._pointer, args, norm))
+        return math.isfinite(norm.value)
+
+    def _args_for(self, indices: Sequence[int]) -> c.CStepArgs:
+        """The arguments of a call for these tensors, on CUDA on the current stream."""
         key = tuple(indices)
         tensors = self._lists.get(key)
         if tensors is None:
@@ -121,14 +138,11 @@ class DeviceHandle:
                 self._lists.clear()
             tensors = self._lists[key] = (ctypes.c_uint64 * len(key))(*key)
         args = self._args
-        args.learning_rate = learning_rate
-        args.update_fraction = update_fraction
-        args.grad_scale = grad_scale
         args.tensors = tensors
         args.num_tensors = len(key)
         if self.device.type == "cuda":
             args.stream = torch.cuda.current_stream(self.device).cuda_stream
-        self._check(self._functions.mofo_step(self._pointer, args))
+        return args
 
     def destroy(self) -> None:
         self._handle.destroy()

@@ -100,7 +100,7 @@ def settings_of(raw: tuple[Any, ...], num_params: int) -> GroupSettings:
         filter=_choice(options, "filter", FILTERS),
         weight_decay_scope=_choice(options, "weight_decay_scope", WEIGHT_DECAY_SCOPES),
         state_dtype=_choice(options, "state_dtype", STATE_DTYPES),
-        master_weights=_flag(options, "master_weights"),
+        master_weights=flag("master_weights", options["master_weights"]),
         rounding=_choice(options, "rounding", ROUNDINGS),
         seed=integer("seed", options["seed"], 0, 2**64 - 1),
         num_threads=min(raw[-1], MAX_THREADS),
@@ -112,7 +112,7 @@ def settings_of(raw: tuple[Any, ...], num_params: int) -> GroupSettings:
         num_blocks=_num_blocks(options["num_blocks"], num_params),
         learning_rate=lr,
         update_fraction=update_fraction,
-        grad_scale=-1.0 if _flag(options, "maximize") else 1.0,
+        grad_scale=-1.0 if flag("maximize", options["maximize"]) else 1.0,
     )
 
 
@@ -152,8 +152,7 @@ def integer(name: str, value: Any, least: int, most: int) -> int:
     return number
 
 
-def _flag(options: dict[str, Any], name: str) -> bool:
-    value = options[name]
+def flag(name: str, value: Any) -> bool:
     if not (isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")):
         raise TypeError(f"{name} must be True or False, not {value!r}")
     return bool(value)

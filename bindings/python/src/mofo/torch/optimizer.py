@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, overload
 
@@ -15,7 +16,7 @@ from ._checks import overlapping, what_is_wrong_with
 from ._engine import Engine, names_of
 from ._listed import Listed
 from ._loading import prepared, unpacked
-from ._settings import MAX_THREADS, OPTIONS, integer, raw_options, settings_of
+from ._settings import MAX_THREADS, OPTIONS, flag, integer, raw_options, settings_of
 
 
 class MoFO(torch.optim.Optimizer):
@@ -64,6 +65,15 @@ class MoFO(torch.optim.Optimizer):
         maximize: climb instead of descend.
         num_threads: threads of a step on the CPU, from 1 to 1024; None: `torch.get_num_threads()`, as it is at each
             step. Of the whole optimizer, not of a group, and no part of the state dict. It changes no bit.
+        skip_nonfinite: leave a step out, for all parameters, when a gradient holds a NaN or an infinity, which would
+            stop its entries for ever. `skipped_steps` counts such steps, and the first one is a RuntimeWarning that
+            names a parameter. Of the whole optimizer, like `num_threads`; may be set between steps. Costs another
+            reading of the gradients; on CUDA a step then waits for the backward pass, as with `GradScaler`.
+
+    Attributes:
+        skip_nonfinite: as above.
+        skipped_steps: how many steps were left out by `skip_nonfinite`. Copied and pickled with the optimizer, but no
+            part of the state dict.
 
     Raises:
         ValueError: an option is out of range; a parameter is neither float32, float16 nor bfloat16, not dense, a
@@ -90,6 +100,7 @@ class MoFO(torch.optim.Optimizer):
         seed: int = 0,
         maximize: bool = False,
         num_threads: int | None = None,
+        skip_nonfinite: bool = True,
     ) -> None:
         values = (
             lr,
@@ -110,6 +121,8 @@ class MoFO(torch.optim.Optimizer):
         # The numbers of blocks are of a group's parameters: they are looked at with the group.
         settings_of(raw_options({**defaults, "num_blocks": 1}), 0)
         self._num_threads = None if num_threads is None else integer("num_threads", num_threads, 1, MAX_THREADS)
+        self.skip_nonfinite = flag("skip_nonfinite", skip_nonfinite)
+        self.skipped_steps = 0
         self._engine = Engine()
         self._listed = Listed()
         super().__init__(params, defaults)
@@ -119,10 +132,12 @@ class MoFO(torch.optim.Optimizer):
         # Loading, copying and unpickling end here, with other tensors than the library knows.
         self._engine = Engine()
         self._listed = Listed()
-        self.__dict__.setdefault("_num_threads", None)
+        for name, value in (("_num_threads", None), ("skip_nonfinite", True), ("skipped_steps", 0)):
+            self.__dict__.setdefault(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_num_threads": self._num_threads}
+        own = ("_num_threads", "skip_nonfinite", "skipped_steps")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     @_disable_dynamo
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -208,6 +223,8 @@ class MoFO(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Steps every parameter that has a gradient; the others, and their state, are left alone.
 
+        If a gradient holds a NaN or an infinity nothing is stepped, unless `skip_nonfinite` is off.
+
         Args:
             closure: computes the loss with gradients, and returns it.
 
@@ -232,7 +249,17 @@ class MoFO(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._engine.step(self.param_groups, self.state, self._num_threads)
+        skip_nonfinite = flag("skip_nonfinite", self.skip_nonfinite)
+        nonfinite = self._engine.step(self.param_groups, self.state, self._num_threads, skip_nonfinite)
+        if nonfinite is not None:
+            self.skipped_steps += 1
+            if self.skipped_steps == 1:
+                warnings.warn(
+                    f"a step is skipped: the gradient of parameter {nonfinite} holds a NaN or an infinity "
+                    "(`skip_nonfinite`; `skipped_steps` counts from now on, without a warning)",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
         return loss
 
 
