@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .. import _declarations as c
+from .._torch_memory import check_storage, is_dense
 from ..errors import Error
-from ._memory import fits_storage, is_dense
+from ._memory import span_of
 from ._settings import DTYPES
 
 _TYPES = "float32, float16 or bfloat16"
@@ -55,11 +56,6 @@ def check_param(param: Tensor, name: str, num_blocks: int) -> None:
     check_storage(param, f"parameter {name}")
 
 
-def check_storage(tensor: Tensor, what: str) -> None:
-    if tensor.numel() and (tensor.data_ptr() == 0 or not fits_storage(tensor)):
-        raise Error(c.MOFO_ERROR_INVALID_BUFFER, f"{what} has lost its memory: its storage was freed or made smaller")
-
-
 def check_grad(grad: Tensor, param: Tensor, name: str) -> None:
     if grad.layout is not torch.strided:
         raise Error(
@@ -87,12 +83,8 @@ def check_grad(grad: Tensor, param: Tensor, name: str) -> None:
 
 def overlapping(named: Iterable[tuple[str, Tensor]]) -> tuple[str, str] | None:
     """The names of two of these dense tensors that share memory, or None."""
-    spans = sorted(
-        (tensor.device.type, tensor.device.index or 0, tensor.data_ptr(), tensor.numel() * tensor.element_size(), name)
-        for name, tensor in named
-        if tensor.numel() and tensor.device.type != "meta" and tensor.data_ptr()
-    )
+    spans = sorted((*span, name) for name, tensor in named if (span := span_of(tensor)) is not None)
     for before, after in zip(spans, spans[1:]):
-        if before[:2] == after[:2] and before[2] + before[3] > after[2]:
+        if before[:2] == after[:2] and before[3] > after[2]:
             return before[4], after[4]
     return None

@@ -14,8 +14,9 @@ from torch.nn.parameter import UninitializedParameter
 
 from .. import _declarations as c
 from .._handle import Turn
+from .._torch_memory import address_of, check_storage
 from ..errors import Error
-from ._checks import check_grad, check_param, check_storage, overlapping
+from ._checks import check_grad, check_param, overlapping
 from ._handle import DeviceHandle
 from ._memory import in_order_of, same_order
 from ._settings import DTYPES, GroupSettings, HandleSettings, raw_options, settings_of
@@ -24,7 +25,9 @@ from ._state import complete, follow_param, needs_master
 # With fewer entries the threads of a step would cost more than they bring.
 _SMALL = 1 << 16
 
-_NONE = torch.empty(0)
+_NONE = torch.empty(0, device="cpu")
+
+_CPU = torch.device("cpu")
 
 _Call = tuple[DeviceHandle, float, float, float]
 
@@ -45,6 +48,7 @@ class Row:
     __slots__ = (
         "added_with",
         "checked_for",
+        "device",
         "exp_avg",
         "exp_avg_ptr",
         "exp_avg_sq",
@@ -55,7 +59,6 @@ class Row:
         "grad_size",
         "handle",
         "index",
-        "is_cuda",
         "master",
         "master_ptr",
         "name",
@@ -87,7 +90,7 @@ class Row:
         self.grad_dtype: torch.dtype | None = None
         self.grad_size = 0
         self.grad_bytes = 0
-        self.is_cuda = False
+        self.device = _CPU
         self.shape = torch.Size()
         self.stride: tuple[int, ...] = ()
         self.version = 0
@@ -268,9 +271,9 @@ class Engine:
                     and param.stride() == row.stride
                     and grad.layout is strided
                     and grad.dtype is row.grad_dtype
-                    and grad.is_cuda is row.is_cuda
+                    and grad.device == row.device
                     and grad.shape == row.shape
-                    and param.is_cuda is row.is_cuda
+                    and param.device == row.device
                 ):
                     reattached = True
                     if not self._attach(row, known, position, states):
@@ -348,7 +351,7 @@ class Engine:
                 self._params_moved = True
                 # Other memory may hold other values.
                 row.version = -1
-            # `check_storage` in the case that is all right, for it comes with every gradient.
+            # `address_of` in the case that is all right, for it comes with every gradient: the rest was looked at.
             if grad_ptr == 0 or (
                 grad_ptr != row.grad_ptr
                 and grad.untyped_storage().nbytes() - grad.storage_offset() * row.grad_size < row.grad_bytes
@@ -389,16 +392,24 @@ class Engine:
         row.state = state
         row.exp_avg, row.exp_avg_sq, row.step = state["exp_avg"], state["exp_avg_sq"], state["step"]
         row.master = state["master"] if master else None
-        row.exp_avg_ptr = row.exp_avg.data_ptr()
-        row.exp_avg_sq_ptr = row.exp_avg_sq.data_ptr()
-        row.master_ptr = 0 if row.master is None else row.master.data_ptr()
-        row.step_ptr = row.step.data_ptr()
+        state_dtype, device, numel = settings.state_dtype, param.device, param.numel()
+        of_state = f"in the state of parameter {row.name}"
+        row.exp_avg_ptr = address_of(row.exp_avg, f"exp_avg {of_state}", dtype=state_dtype, device=device, numel=numel)
+        row.exp_avg_sq_ptr = address_of(
+            row.exp_avg_sq, f"exp_avg_sq {of_state}", dtype=state_dtype, device=device, numel=numel
+        )
+        row.master_ptr = 0
+        if row.master is not None:
+            row.master_ptr = address_of(
+                row.master, f"master {of_state}", dtype=torch.float32, device=device, numel=numel
+            )
+        row.step_ptr = address_of(row.step, f"step {of_state}", dtype=torch.int64, device=_CPU, numel=1)
         row.step_cell = ctypes.c_int64.from_address(row.step_ptr)
         row.num_blocks = num_blocks
         row.param_dtype, row.grad_dtype = param.dtype, grad.dtype
         row.grad_size = grad.dtype.itemsize
         row.grad_bytes = row.grad_size * param.numel()
-        row.shape, row.stride, row.is_cuda = param.shape, param.stride(), param.is_cuda
+        row.shape, row.stride, row.device = param.shape, param.stride(), param.device
         row.version = -1
         row.checked_for = known.checked_for
         self._params_moved = True
@@ -410,8 +421,10 @@ class Engine:
         settings, param = known.settings, row.param
         assert settings is not None and row.param_dtype is not None and row.grad_dtype is not None
         row.detach()
-        handle = self._handle(settings.handle, param.device)
-        row.param_ptr = param.data_ptr()
+        handle = self._handle(settings.handle, row.device)
+        row.param_ptr = address_of(
+            param, f"parameter {row.name}", dtype=row.param_dtype, device=row.device, numel=row.shape.numel()
+        )
         row.steps = row.step_cell.value
         if row.steps < 0:
             raise _negative_step(row)

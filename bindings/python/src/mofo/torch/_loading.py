@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._memory import STATE_PARTS, is_dense, state_tensor
+from .._torch_memory import is_dense
+from ._memory import STATE_PARTS, state_tensor
 from ._settings import OPTIONS, raw_options, settings_of
 from ._state import step_count_of
 
@@ -135,13 +136,15 @@ def _copy(param: Tensor, value: Any, part: str, key: Any) -> Any:
     what = f"{part} of parameter {key} in the state dict"
     if part == "step":
         try:
-            return torch.tensor(step_count_of(value), dtype=torch.int64)
+            return torch.tensor(step_count_of(value), dtype=torch.int64, device="cpu")
         except ValueError as error:
             raise ValueError(f"{what}: {error}") from error
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout is not torch.strided:
         raise ValueError(f"{what} is no dense tensor of floating-point numbers")
     if value.shape != param.shape:
         raise ValueError(f"{what} has shape {tuple(value.shape)}, the parameter {tuple(param.shape)}")
+    if value.device.type == "meta":
+        raise ValueError(f"{what} is on the meta device, without numbers")
     if param.device.type == "meta" or not is_dense(param):
         return value.clone()
     return state_tensor(param, value.dtype, part).copy_(value.detach())

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import _declarations as c
+from .._torch_memory import fits_storage, is_dense
 from ..errors import Error
-from ._memory import STATE_PARTS, fits_storage, is_dense, same_order, state_tensor
+from ._memory import STATE_PARTS, same_order, state_tensor
 
 MAX_STEP = 2**63 - 1
 
@@ -20,6 +21,8 @@ def needs_master(param: Tensor, master_weights: bool) -> bool:
 
 def step_count_of(value: Any) -> int:
     """How many steps a `step` stands for: ours is an int64 tensor, AdamW's a float32 one. Raises `ValueError`."""
+    if isinstance(value, Tensor) and value.device.type == "meta":
+        raise ValueError("step is a tensor on the meta device, without a number")
     number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     if isinstance(number, bool) or not isinstance(number, (int, float)) or not float(number).is_integer():
         raise ValueError(f"step must be a whole number, not {value!r}")
@@ -54,7 +57,7 @@ def complete(state: dict[str, Any], param: Tensor, name: str, state_dtype: torch
         state[part] = tensor
     step = state.get("step")
     if not (isinstance(step, Tensor) and step.dtype is torch.int64 and step.device.type == "cpu" and step.dim() == 0):
-        state["step"] = torch.tensor(steps, dtype=torch.int64)
+        state["step"] = torch.tensor(steps, dtype=torch.int64, device="cpu")
 
 
 def follow_param(master: Tensor, param: Tensor) -> None:
@@ -93,6 +96,8 @@ def _fitting(
             f"has shape {tuple(param.shape)}, but `{part}` of its state has {tuple(tensor.shape)}: "
             "after a change of the shape delete the parameter's state, or make a new optimizer",
         )
+    if tensor.device.type == "meta":
+        raise _invalid(name, f"has a `{part}` in its state that is on the meta device, without numbers")
     if not fits_storage(tensor):
         raise _invalid(name, f"has a `{part}` in its state that has lost its memory")
     if torch.promote_types(tensor.dtype, dtype) is not dtype:
