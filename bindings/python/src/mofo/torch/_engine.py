@@ -19,6 +19,7 @@ from ..errors import Error
 from ._checks import check_grad, check_param, overlapping
 from ._handle import DeviceHandle
 from ._memory import in_order_of, same_order
+from ._names import Names
 from ._settings import DTYPES, GroupSettings, HandleSettings, raw_options, settings_of
 from ._state import complete, follow_param, needs_master
 
@@ -30,16 +31,6 @@ _NONE = torch.empty(0, device="cpu")
 _CPU = torch.device("cpu")
 
 _Call = tuple[DeviceHandle, float, float, float]
-
-
-def names_of(group: Mapping[str, Any], number: int) -> list[str]:
-    """The names of a group's parameters: those that were given, else "<group>.<position>". Raises `ValueError`."""
-    count, names = len(group["params"]), group.get("param_names")
-    if names is None:
-        return [f"{number}.{position}" for position in range(count)]
-    if len(names) != count:
-        raise ValueError(f"parameter group {number} has {count} parameters and {len(names)} names (param_names)")
-    return list(names)
 
 
 class Row:
@@ -130,6 +121,13 @@ class Row:
             self.handle = None
             self.grad_ptr = None
 
+    def release(self) -> None:
+        """Takes the parameter out of the library and lets go of its state, which the optimizer may have dropped."""
+        self.detach()
+        self.state = self.master = None
+        self.exp_avg = self.exp_avg_sq = self.step = _NONE
+        self.step_cell = ctypes.c_int64()
+
 
 class Group:
     """A parameter group as it was last seen."""
@@ -167,7 +165,8 @@ def _added(settings: GroupSettings) -> tuple[Any, ...]:
 class Engine:
     """The library optimizers behind a `MoFO`. It is built anew after loading, copying and pickling."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Names) -> None:
+        self._names = names
         self._groups: list[Group] = []
         # The newest of its kind; older ones may still have tensors.
         self._handle_for: dict[tuple[HandleSettings, torch.device], DeviceHandle] = {}
@@ -249,7 +248,6 @@ class Engine:
         self._measure(settings_of_groups)
         calls: dict[_Call, list[Row]] = {}
         strided = torch.strided
-        reattached = False
         for known, settings in zip(self._groups, settings_of_groups):
             checked_for, added_with = known.checked_for, known.added_with
             call_of: DeviceHandle | None = None
@@ -258,7 +256,7 @@ class Engine:
                 grad = param.grad
                 state = states.get(param)
                 if grad is None:
-                    if row.handle is not None:
+                    if row.state is not None:
                         self._rest(row, state)
                     continue
                 # The common case, spelt out: it is most of what a step costs in Python.
@@ -275,11 +273,9 @@ class Engine:
                     and grad.shape == row.shape
                     and param.device == row.device
                 ):
-                    reattached = True
                     if not self._attach(row, known, position, states):
                         continue
                 elif row.added_with is not added_with:
-                    reattached = True
                     self._add(row, known)
                 if grad.is_neg():
                     # A view whose numbers lie in memory with the other sign.
@@ -296,8 +292,7 @@ class Engine:
                     call = (handle, settings.learning_rate, settings.update_fraction, settings.grad_scale)
                     rows = calls.setdefault(call, [])
                 rows.append(row)
-        if reattached:
-            self._destroy_unused()
+        self._destroy_unused()
         return calls
 
     def _follow_params(self, groups: list[dict[str, Any]]) -> None:
@@ -311,14 +306,11 @@ class Engine:
             return
         rows = {id(row.param): row for row in self._rows()}
         found: list[Group] = []
-        for number, group in enumerate(groups):
+        for group, names in zip(groups, self._names.of(groups)):
             known = Group()
-            for param, name in zip(group["params"], names_of(group, number)):
+            for param, name in zip(group["params"], names):
                 row = rows.pop(id(param), None)
-                if row is not None and row.name != name:
-                    row.detach()
-                    row = None
-                known.rows.append(row or Row(param, name))
+                known.rows.append(Row(param, name) if row is None else row)
             found.append(known)
         for row in rows.values():
             row.detach()
@@ -331,10 +323,9 @@ class Engine:
 
     def _rest(self, row: Row, state: dict[str, Any] | None) -> None:
         """A parameter without a gradient: the library must not look at memory that may be gone."""
-        assert row.handle is not None
         if not row.knows_state(state):
-            row.detach()
-        elif row.grad_ptr is not None:
+            row.release()
+        elif row.handle is not None and row.grad_ptr is not None:
             row.handle.bind(row.index, row.param_ptr, None)
             row.grad_ptr = None
 
@@ -387,8 +378,9 @@ class Engine:
             return False
         state = states[param]
         master = needs_master(param, settings.handle.master_weights)
+        # What the state no longer has is freed before it is made anew.
+        row.release()
         complete(state, param, row.name, settings.state_dtype, master)
-        row.detach()
         row.state = state
         row.exp_avg, row.exp_avg_sq, row.step = state["exp_avg"], state["exp_avg_sq"], state["step"]
         row.master = state["master"] if master else None

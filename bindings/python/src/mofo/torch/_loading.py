@@ -21,13 +21,13 @@ class Kept:
         self.content = content
 
 
-def prepared(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any] | None:
+def prepared(groups: list[dict[str, Any]], names: list[list[str]], state_dict: dict[str, Any]) -> dict[str, Any] | None:
     """Before loading: the groups with all options, and copies of the tensors in boxes. Raises `ValueError`."""
-    groups, saved_groups = optimizer.param_groups, state_dict["param_groups"]
+    saved_groups = state_dict["param_groups"]
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in saved_groups]:
         # PyTorch says so.
         return None
-    saved_groups = _in_order_of_names(groups, saved_groups)
+    saved_groups = _in_order_of_names(groups, names, saved_groups)
     completed = [
         {**{option: group[option] for option in OPTIONS}, **saved} for group, saved in zip(groups, saved_groups)
     ]
@@ -61,11 +61,13 @@ def unpacked(optimizer: torch.optim.Optimizer) -> None:
                     state[key] = value.content
 
 
-def _in_order_of_names(groups: list[dict[str, Any]], saved_groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _in_order_of_names(
+    groups: list[dict[str, Any]], names: list[list[str]], saved_groups: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """The saved groups with their parameters in our order, if both sides have the same names (`param_names`)."""
     if not all("param_names" in group for group in (*groups, *saved_groups)):
         return saved_groups
-    own = [name for group in groups for name in group["param_names"]]
+    own = list(chain.from_iterable(names))
     of_saved = [
         (name, key, num_blocks)
         for group in saved_groups
@@ -75,9 +77,9 @@ def _in_order_of_names(groups: list[dict[str, Any]], saved_groups: list[dict[str
     if own == [name for name, _, _ in of_saved] or set(own) != set(by_name) or len(of_saved) != len(by_name):
         return saved_groups
     ordered = []
-    for group, saved in zip(groups, saved_groups):
-        found = [by_name[name] for name in group["param_names"]]
-        options: dict[str, Any] = {"params": [key for key, _ in found], "param_names": list(group["param_names"])}
+    for of_group, saved in zip(names, saved_groups):
+        found = [by_name[name] for name in of_group]
+        options: dict[str, Any] = {"params": [key for key, _ in found], "param_names": of_group}
         if "num_blocks" in saved:
             options["num_blocks"] = [num_blocks for _, num_blocks in found]
         ordered.append({**saved, **options})

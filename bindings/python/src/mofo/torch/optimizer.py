@@ -13,9 +13,10 @@ from torch.nn.parameter import UninitializedParameter
 from torch.optim.optimizer import ParamsT
 
 from ._checks import overlapping, what_is_wrong_with
-from ._engine import Engine, names_of
+from ._engine import Engine
 from ._listed import Listed
 from ._loading import prepared, unpacked
+from ._names import Names, listed_names
 from ._settings import MAX_THREADS, OPTIONS, flag, integer, raw_options, settings_of
 
 
@@ -123,21 +124,29 @@ class MoFO(torch.optim.Optimizer):
         self._num_threads = None if num_threads is None else integer("num_threads", num_threads, 1, MAX_THREADS)
         self.skip_nonfinite = flag("skip_nonfinite", skip_nonfinite)
         self.skipped_steps = 0
-        self._engine = Engine()
-        self._listed = Listed()
+        self._start()
         super().__init__(params, defaults)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # Loading, copying and unpickling end here, with other tensors than the library knows.
-        self._engine = Engine()
-        self._listed = Listed()
+        self._start()
         for name, value in (("_num_threads", None), ("skip_nonfinite", True), ("skipped_steps", 0)):
             self.__dict__.setdefault(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_num_threads", "skip_nonfinite", "skipped_steps")
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+        groups = [
+            {**group, "param_names": names} if "param_names" in group else group
+            for group, names in zip(self.param_groups, self._names.of(self.param_groups))
+        ]
+        return {**super().__getstate__(), "param_groups": groups, **{name: getattr(self, name) for name in own}}
+
+    def _start(self) -> None:
+        """With nothing told to the library, and no parameter listed."""
+        self._names = Names()
+        self._engine = Engine(self._names)
+        self._listed = Listed()
 
     @_disable_dynamo
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -162,7 +171,7 @@ class MoFO(torch.optim.Optimizer):
         params = group["params"]
         settings = settings_of(raw_options(group), len(params))
         blocks = (settings.num_blocks,) * len(params) if isinstance(settings.num_blocks, int) else settings.num_blocks
-        names = names_of(group, len(self.param_groups) - 1)
+        names = listed_names(group, len(self.param_groups) - 1)
         for param, name, num_blocks in zip(params, names, blocks):
             if not isinstance(name, str) or not name or "\0" in name:
                 raise ValueError(f"a parameter's name must be a text that is not empty and has no NUL, not {name!r}")
@@ -170,25 +179,40 @@ class MoFO(torch.optim.Optimizer):
             if problem is not None:
                 raise ValueError(f"parameter {name} {problem}")
         if not self._listed.add(names, params, len(self.param_groups) - 1):
-            self._check_all_groups()
+            self._check_all_groups(names)
+        self._names.add(params, names)
 
-    def _check_all_groups(self) -> None:
-        named = list(self._named_params())
+    def _check_all_groups(self, names_of_last: list[str]) -> None:
+        names = [*self._names.of(self.param_groups[:-1]), names_of_last]
+        named = [item for of_group, group in zip(names, self.param_groups) for item in zip(of_group, group["params"])]
         repeated = _repeated(name for name, _ in named)
         if repeated is not None:
             raise ValueError(f"two parameters are named {repeated}")
-        if len({id(param) for _, param in named}) < len(named):
-            raise ValueError("a parameter is listed twice")
+        seen: dict[int, str] = {}
+        for name, param in named:
+            if id(param) in seen:
+                raise ValueError(f"parameter {seen[id(param)]} is listed twice, the second time as {name}")
+            seen[id(param)] = name
         pair = overlapping(item for item in named if not isinstance(item[1], UninitializedParameter))
         if pair is not None:
             raise ValueError(f"parameters {pair[0]} and {pair[1]} share memory: list only one of them")
         self._listed = Listed()
         for number, group in enumerate(self.param_groups):
-            self._listed.add(names_of(group, number), group["params"], number)
+            self._listed.add(names[number], group["params"], number)
 
-    def _named_params(self) -> Iterable[tuple[str, Tensor]]:
-        for number, group in enumerate(self.param_groups):
-            yield from zip(names_of(group, number), group["params"])
+    def state_dict(self) -> dict[str, Any]:
+        """The state and the options, as in PyTorch; `param_names`, where groups have them, are those of `params`."""
+
+        def with_own_names(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+            for saved, names in zip(state_dict["param_groups"], self._names.of(self.param_groups)):
+                if "param_names" in saved:
+                    saved["param_names"] = names
+
+        after = self.register_state_dict_post_hook(with_own_names, prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            after.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads what `state_dict` gave, here or of an AdamW; options that it lacks stay as they are.
@@ -204,7 +228,9 @@ class MoFO(torch.optim.Optimizer):
         """
         # A hook that comes after all others sees what is to be loaded at last; tensors are boxed, so that PyTorch
         # passes them on as they are; and unpacked before any other hook sees what was loaded.
-        before = self.register_load_state_dict_pre_hook(prepared)
+        before = self.register_load_state_dict_pre_hook(
+            lambda _, given: prepared(self.param_groups, self._names.of(self.param_groups), given)
+        )
         after = self.register_load_state_dict_post_hook(unpacked, prepend=True)
         try:
             super().load_state_dict(state_dict)
