@@ -139,11 +139,13 @@ def _write(
 
     is_mofo = whose == "MoFO"
     by_name = keys_by_name(state_dict, names, is_mofo)
-    states = {name: state_dict["state"].get(key) or {} for name, key in by_name.items()}
-    for name, state in states.items():
+    states = {}
+    for name, key in by_name.items():
+        state = state_dict["state"].get(key) or {}
+        parts = (*MOMENTS, "master") if is_mofo and state.get("master") is not None else MOMENTS
         if state:
-            with_master = is_mofo and state.get("master") is not None
-            check_state(name, state, (*MOMENTS, "master") if with_master else MOMENTS, whose)
+            check_state(name, state, parts, whose)
+        states[name] = {part: state[part] for part in ("step", *parts)} if state else {}
     blocks = dict.fromkeys(by_name, 1)
     settings: dict[str, Any] = {}
     kinds = {moment_kind(state["exp_avg"]) for state in states.values() if state}

@@ -215,16 +215,22 @@ class MoFO(torch.optim.Optimizer):
             after.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads what `state_dict` gave, here or of an AdamW; options that it lacks stay as they are.
+        """Loads what `state_dict` gave, here or of an AdamW.
 
-        The tensors are copied, to the parameters' devices and layouts; those of the state keep their type (PyTorch
-        would cast moments to the type of the parameter). Training goes on with the bits that it would have had.
+        The tensors are copied, to the parameters' devices and layouts, and keep their type (PyTorch would cast moments
+        to the type of the parameter): at once if somebody else has them too, such as the optimizer that gave them, else
+        one after the other in the first step, so that a file which was read is not in memory twice. Training goes on
+        with the bits that it would have had. What others keep in the state is passed on as PyTorch does it.
 
         Parameters are matched by their place in the groups, as in PyTorch; but if both sides have the same
-        `param_names` in another order, by their names. Options are those of the groups at the same place.
+        `param_names` in another order, by their names.
 
-        Raises `ValueError`, and has changed nothing, if groups, shapes, types or steps do not fit, or if the state is
-        of another algorithm than AdamW or MoFO: of SGD, with amsgrad, of Adam with a weight decay.
+        `lr`, `betas`, `eps`, `weight_decay`, `maximize` and `seed` are those of the state dict, of the groups at the
+        same place; all other options, and those that it lacks, stay as the optimizer was made with.
+
+        Raises `ValueError`, and has changed nothing, if groups, shapes, types or steps do not fit, if `state_dtype` is
+        another one, or if the state is of another algorithm than AdamW or MoFO: of SGD, with amsgrad, of Adam with a
+        weight decay.
         """
         # A hook that comes after all others sees what is to be loaded at last; tensors are boxed, so that PyTorch
         # passes them on as they are; and unpacked before any other hook sees what was loaded.
