@@ -12,6 +12,7 @@ from .. import _declarations as c
 from .._torch_memory import check_storage, is_dense
 from ..errors import Error
 from ._memory import span_of
+from ._replicated import is_dtensor, is_replicated, plain
 from ._settings import DTYPES
 
 _TYPES = "float32, float16 or bfloat16"
@@ -23,10 +24,18 @@ def what_is_wrong_with(param: Tensor, num_blocks: int) -> str | None:
         return f"is of layout {param.layout}: only dense tensors can be stepped"
     if param.dtype not in DTYPES:
         return f"is of type {param.dtype}, but must be of {_TYPES}"
+    if is_dtensor(param):
+        if not is_replicated(param):
+            placements = getattr(param, "placements", None)
+            return (
+                f"is a DTensor with placements {placements}: its shards would be filtered one by one, which is "
+                "another algorithm; MoFO needs whole tensors"
+            )
+        param = plain(param)
     if is_traceable_wrapper_subclass(param):
         return (
-            f"is a {type(param).__name__}: the shards of a sharded tensor would be filtered one by one, which is "
-            "another algorithm; MoFO needs whole tensors"
+            f"is a {type(param).__name__}, a subclass of Tensor that keeps its numbers elsewhere: MoFO steps plain "
+            "tensors, and DTensors that are replicated"
         )
     if param.is_neg():
         return "is a negated view, whose numbers lie in memory with the other sign: resolve_neg() makes a plain tensor"
@@ -53,7 +62,7 @@ def check_param(param: Tensor, name: str, num_blocks: int) -> None:
             c.MOFO_ERROR_UNSUPPORTED,
             f"parameter {name} is on {param.device}, but must be on the CPU or on a CUDA device",
         )
-    check_storage(param, f"parameter {name}")
+    check_storage(plain(param), f"parameter {name}")
 
 
 def check_grad(grad: Tensor, param: Tensor, name: str) -> None:

@@ -20,6 +20,7 @@ from ._checks import check_grad, check_param, overlapping
 from ._handle import DeviceHandle
 from ._memory import in_order_of, same_order
 from ._names import Names
+from ._replicated import is_dtensor, plain
 from ._settings import DTYPES, GroupSettings, HandleSettings, raw_options, settings_of
 from ._state import complete, follow_param, needs_master
 
@@ -50,6 +51,7 @@ class Row:
         "grad_size",
         "handle",
         "index",
+        "is_dtensor",
         "master",
         "master_ptr",
         "name",
@@ -57,6 +59,7 @@ class Row:
         "param",
         "param_dtype",
         "param_ptr",
+        "plain",
         "shape",
         "state",
         "step",
@@ -69,6 +72,9 @@ class Row:
 
     def __init__(self, param: Tensor, name: str) -> None:
         self.param = param
+        # What the library steps: the parameter itself, or the memory of a DTensor.
+        self.plain = param
+        self.is_dtensor = is_dtensor(param)
         self.name = name
         self.handle: DeviceHandle | None = None
         self.index = 0
@@ -216,17 +222,16 @@ class Engine:
         try:
             handle.step([row.index for row in rows], learning_rate, update_fraction, grad_scale)
             for row in rows:
-                # Autograd then notices that what it has kept for a backward pass is no longer the same.
-                increment_version(row.param)
+                _count_change(row)
                 if row.master is not None:
-                    row.version = row.param._version
+                    row.version = row.plain._version
                 row.steps += 1
                 row.step_cell.value = row.steps
         except BaseException:
             for row in rows:
                 row.steps = handle.step_count(row.index)
                 if row.step_cell.value != row.steps:
-                    increment_version(row.param)
+                    _count_change(row)
                     row.step_cell.value = row.steps
             raise
 
@@ -259,6 +264,9 @@ class Engine:
                     if row.state is not None:
                         self._rest(row, state)
                     continue
+                if row.is_dtensor:
+                    param = row.plain = plain(param)
+                    grad = plain(grad)
                 # The common case, spelt out: it is most of what a step costs in Python.
                 if not (
                     row.handle is not None
@@ -273,7 +281,7 @@ class Engine:
                     and grad.shape == row.shape
                     and param.device == row.device
                 ):
-                    if not self._attach(row, known, position, states):
+                    if not self._attach(row, grad, known, position, states):
                         continue
                 elif row.added_with is not added_with:
                     self._add(row, known)
@@ -333,12 +341,12 @@ class Engine:
         """Tells the library where parameter and gradient lie, and how many steps were made, if that has changed."""
         handle = row.handle
         assert handle is not None
-        param = row.param
+        param = row.plain
         param_ptr = param.data_ptr()
         grad_ptr = grad.data_ptr()
         if param_ptr != row.param_ptr or grad_ptr != row.grad_ptr:
             if param_ptr != row.param_ptr:
-                check_param(param, row.name, row.num_blocks)
+                check_param(row.param, row.name, row.num_blocks)
                 self._params_moved = True
                 # Other memory may hold other values.
                 row.version = -1
@@ -360,13 +368,14 @@ class Engine:
             follow_param(row.master, param)
             row.version = param._version
 
-    def _attach(self, row: Row, known: Group, position: int, states: Mapping[Tensor, dict[str, Any]]) -> bool:
+    def _attach(
+        self, row: Row, grad: Tensor, known: Group, position: int, states: Mapping[Tensor, dict[str, Any]]
+    ) -> bool:
         """Adds the parameter to the library, anew if it was there; False if there is nothing in it to step."""
-        param, settings = row.param, known.settings
-        grad = param.grad
-        assert settings is not None and grad is not None
+        param, settings = row.plain, known.settings
+        assert settings is not None
         num_blocks = settings.num_blocks if isinstance(settings.num_blocks, int) else settings.num_blocks[position]
-        check_param(param, row.name, num_blocks)
+        check_param(row.param, row.name, num_blocks)
         check_grad(grad, param, row.name)
         if row.param_dtype is not None and param.dtype is not row.param_dtype:
             raise Error(
@@ -376,7 +385,7 @@ class Engine:
             )
         if param.numel() == 0:
             return False
-        state = states[param]
+        state = states[row.param]
         master = needs_master(param, settings.handle.master_weights)
         # What the state no longer has is freed before it is made anew.
         row.release()
@@ -410,7 +419,7 @@ class Engine:
 
     def _add(self, row: Row, known: Group) -> None:
         """Adds the parameter to the library with the group's present options; it and its state are sound."""
-        settings, param = known.settings, row.param
+        settings, param = known.settings, row.plain
         assert settings is not None and row.param_dtype is not None and row.grad_dtype is not None
         row.detach()
         handle = self._handle(settings.handle, row.device)
@@ -478,6 +487,13 @@ class Engine:
                 c.MOFO_ERROR_UNSUPPORTED,
                 "a step cannot be captured in a CUDA graph from PyTorch: `step` of the state would not count replays",
             )
+
+
+def _count_change(row: Row) -> None:
+    """Autograd then notices that what it has kept for a backward pass is no longer the same."""
+    increment_version(row.param)
+    if row.is_dtensor:
+        increment_version(row.plain)
 
 
 def _nonfinite(calls: dict[_Call, list[Row]]) -> str | None:

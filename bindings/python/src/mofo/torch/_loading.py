@@ -13,6 +13,7 @@ from torch import Tensor
 from .._state_dicts import of_other_algorithms
 from .._torch_memory import is_dense
 from ._memory import STATE_PARTS, state_tensor
+from ._replicated import plain
 from ._settings import OPTIONS, raw_options, settings_of
 from ._state import borrow, step_count_of
 
@@ -171,6 +172,8 @@ def _own(param: Tensor, value: Any, part: str, key: Any, is_held: bool) -> Tenso
     The first step copies it, one after the other, so that a file that was read is not in memory twice.
     """
     what = f"{part} of parameter {key} in the state dict"
+    if isinstance(value, Tensor):
+        param, value = plain(param), plain(value)
     if part == "step":
         try:
             return torch.tensor(step_count_of(value), dtype=torch.int64, device="cpu")

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 
+from ._replicated import plain
+
 # Those of src/memory.rs, for the same reason: a step goes through parameter, gradient and moments in lock-step, and
 # buffers that start at the same place modulo a large power of two compete for the same cache sets. PyTorch places all
 # large CPU tensors alike, just above a page boundary.
@@ -26,7 +28,7 @@ def span_of(tensor: Tensor) -> Span | None:
     """The memory of a dense tensor, to be compared with others; None for a tensor without memory."""
     if isinstance(tensor, UninitializedParameter) or tensor.device.type == "meta" or not tensor.numel():
         return None
-    address = tensor.data_ptr()
+    address = plain(tensor).data_ptr()
     if not address:
         return None
     return tensor.device.type, tensor.device.index or 0, address, address + tensor.numel() * tensor.element_size()
