@@ -105,6 +105,7 @@ class TheOptions(unittest.TestCase):
         for name, value in [
             ("learning_rate", "1e-3"),
             ("learning_rate", None),
+            ("learning_rate", True),
             ("seed", 1.5),
             ("seed", True),
             ("filter", 1),

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import mofo
-from mofo.torch import MoFO
+from mofo.torch import MoFO, param_groups
 
 
 def parameter(**options):
@@ -23,6 +23,12 @@ def parameter(**options):
         ({"lr": 1e39}, ValueError, "exceeds 32-bit floats"),
         ({"lr": 1e30, "weight_decay": 1e30}, ValueError, "exceeds 32-bit floats"),
         ({"lr": "fast"}, TypeError, "lr must be a number"),
+        ({"lr": "1e-3"}, TypeError, "lr must be a number, not '1e-3'"),
+        ({"eps": True}, TypeError, "eps must be a number, not True"),
+        ({"betas": "09"}, TypeError, "betas must be two numbers, not '09'"),
+        ({"betas": {0.9, 0.999}}, TypeError, "betas must be two numbers"),
+        ({"betas": iter((0.9, 0.999))}, TypeError, "betas must be two numbers"),
+        ({"betas": (0.9, "0.999")}, TypeError, r"betas\[1\] must be a number"),
         ({"betas": (1.0, 0.9)}, ValueError, r"betas\[0\] must be at least 0 and below 1"),
         ({"betas": (0.9, -0.1)}, ValueError, r"betas\[1\]"),
         ({"betas": 0.9}, TypeError, "betas must be two numbers"),
@@ -95,6 +101,31 @@ def test_numbers_of_numpy_are_as_good_as_pythons():
     for wrong in ({"num_blocks": np.float32(4)}, {"seed": np.bool_(True)}, {"maximize": np.int64(1)}):
         with pytest.raises(TypeError):
             MoFO([parameter()], **wrong)
+
+
+def test_options_that_change_in_place_are_noticed():
+    results = []
+    for in_place in (True, False):
+        param = parameter()
+        betas, decay = [0.9, 0.999], torch.tensor(0.0)
+        optimizer = MoFO([param], lr=0.1, betas=betas, weight_decay=decay, update_fraction=1.0)
+        for step in range(2):
+            param.grad = torch.linspace(-1, 2 - step, 24).view(4, 6)
+            optimizer.step()
+            if in_place:
+                optimizer.param_groups[0]["betas"][0] = 0.5
+                decay.fill_(0.5)
+            else:
+                optimizer.param_groups[0].update(betas=(0.5, 0.999), weight_decay=0.5)
+        results.append(param)
+    assert torch.equal(*results)
+
+
+def test_names_and_exemptions_are_lists():
+    with pytest.raises(TypeError, match="param_names must be a list of names, not 'ab'"):
+        MoFO([{"params": [parameter(), parameter()], "param_names": "ab"}])
+    with pytest.raises(TypeError, match="exempt is a list"):
+        param_groups(nn.Linear(2, 2), exempt="bias")
 
 
 def gaps():

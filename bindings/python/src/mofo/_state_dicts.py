@@ -81,8 +81,11 @@ def keys_by_name(state_dict: StateDict, names: Sequence[str] | None, by_place: b
         names = []
         for number, group in enumerate(groups):
             of_group = group.get("param_names")
-            if of_group is None and by_place:
+            if of_group is None and by_place and all(isinstance(key, int) for key in group["params"]):
                 of_group = [f"{number}.{position}" for position in range(len(group["params"]))]
+            if of_group is None and all(isinstance(key, str) for key in group["params"]):
+                # FSDP and torch.distributed.checkpoint have the model's names in place of numbers.
+                of_group = group["params"]
             if of_group is None:
                 raise unfit(
                     f"the state dict has no names for its {len(keys)} parameters (it has if the optimizer is given "

@@ -51,6 +51,8 @@ def param_groups(
             do not require one either): it is misspelt, most likely.
         TypeError: something in `exempt` is of another type.
     """
+    if isinstance(exempt, (str, nn.Module, nn.Parameter)):
+        raise TypeError(f"exempt is a list of what is not to be filtered, not {type(exempt).__name__}: [{exempt!r}]")
     names: dict[nn.Parameter, list[str]] = {}
     owners: dict[nn.Parameter, list[nn.Module]] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):

@@ -68,10 +68,13 @@ class GroupSettings(NamedTuple):
 def raw_options(group: Mapping[str, Any], num_threads: int | None = None) -> tuple[Any, ...]:
     """A group's options as they stand, to see whether they have changed; and threads, by default PyTorch's."""
     values = [group[option] for option in OPTIONS]
-    learning_rate, num_blocks = values[0], values[5]
+    betas, num_blocks = values[1], values[5]
     # A tensor may change its value, a list its items, without becoming another object.
-    if isinstance(learning_rate, torch.Tensor):
-        values[0] = float(learning_rate)
+    for place in (0, 2, 3, 4):
+        if isinstance(values[place], torch.Tensor):
+            values[place] = float(values[place])
+    if isinstance(betas, (list, tuple)):
+        values[1] = tuple(float(beta) if isinstance(beta, torch.Tensor) else beta for beta in betas)
     if type(num_blocks) is not int and isinstance(num_blocks, Sequence):
         values[5] = tuple(num_blocks)
     return (*values, num_threads or torch.get_num_threads())
@@ -117,21 +120,26 @@ def settings_of(raw: tuple[Any, ...], num_params: int) -> GroupSettings:
 
 
 def _number(options: dict[str, Any], name: str, least: float) -> float:
-    value = options[name]
-    try:
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be a number, not {value!r}") from error
+    number = _real(name, options[name])
     if not (math.isfinite(number) and number >= least):
         raise ValueError(f"{name} must be finite and at least {least:g}, not {number}")
     return number
 
 
-def _betas(value: Any) -> tuple[float, float]:
+def _real(name: str, value: Any) -> float:
+    # A text of a configuration file is no number, though float() would read it, and True is no 1.
     try:
-        beta1, beta2 = (float(beta) for beta in value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"betas must be two numbers, not {value!r}") from error
+        if isinstance(value, (bool, str, bytes, bytearray)) or type(value).__name__ == "bool_":
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, not {value!r}") from None
+
+
+def _betas(value: Any) -> tuple[float, float]:
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise TypeError(f"betas must be two numbers, not {value!r}")
+    beta1, beta2 = (_real(f"betas[{index}]", beta) for index, beta in enumerate(value))
     for index, beta in enumerate((beta1, beta2)):
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"betas[{index}] must be at least 0 and below 1, not {beta}")
