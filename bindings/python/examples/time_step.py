@@ -47,13 +47,15 @@ def gpt2_shapes(shrink: int) -> list[tuple[int, ...]]:
     return [(max(torch.Size(shape).numel() // shrink, 1),) for shape in shapes]
 
 
-def optimizers(params: list[Tensor], update_fractions: list[float]) -> dict[str, torch.optim.Optimizer]:
+def optimizers(
+    params: list[Tensor], update_fractions: list[float], skip_nonfinite: bool
+) -> dict[str, torch.optim.Optimizer]:
     made: dict[str, torch.optim.Optimizer] = {
         BASELINE: torch.optim.AdamW(params, lr=1e-6, fused=True),
         "AdamW (foreach)": torch.optim.AdamW(params, lr=1e-6, foreach=True),
     }
     for fraction in update_fractions:
-        made[f"MoFO α = {fraction:g}"] = MoFO(params, lr=1e-6, update_fraction=fraction)
+        made[f"MoFO α = {fraction:g}"] = MoFO(params, lr=1e-6, update_fraction=fraction, skip_nonfinite=skip_nonfinite)
     return made
 
 
@@ -78,6 +80,7 @@ def main() -> None:
     parser.add_argument(
         "--new-betas", action="store_true", help="give MoFO other betas at every step, as OneCycleLR does"
     )
+    parser.add_argument("--skip-nonfinite", action="store_true", help="let MoFO look for bad gradients, its default")
     parser.add_argument("--update-fractions", type=float, nargs="+", default=[0.03, 0.1, 1.0])
     arguments = parser.parse_args()
     if arguments.threads:
@@ -85,7 +88,7 @@ def main() -> None:
     make = {"device": arguments.device, "dtype": DTYPES[arguments.dtype]}
     params = [torch.randn(shape, **make).mul_(0.02).requires_grad_() for shape in gpt2_shapes(arguments.shrink)]
     gradients = [[torch.randn(param.shape, **make) for param in params] for _ in range(2)]
-    contenders = optimizers(params, arguments.update_fractions)
+    contenders = optimizers(params, arguments.update_fractions, arguments.skip_nonfinite)
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(arguments.rounds + 2):
         for param, gradient in zip(params, gradients[number % 2]):

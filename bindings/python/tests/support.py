@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,23 @@ def run_python(program: str, **variables: str) -> subprocess.CompletedProcess[st
     """Runs a program with this package, in a Python of its own, with these environment variables."""
     command = [sys.executable, "-W", "error", "-c", program]
     return subprocess.run(command, env=environment(**variables), capture_output=True, text=True, timeout=120)
+
+
+def header() -> str:
+    """include/mofo.h without comments, and without what only C++ reads."""
+    text = re.sub(r"/\*.*?\*/", "", HEADER.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return re.sub(r"#ifdef __cplusplus.*?#endif[^\n]*", "", text, flags=re.DOTALL)
+
+
+def header_structs() -> dict[str, list[str]]:
+    """The declarations of the fields of every struct in include/mofo.h."""
+    bodies = re.findall(r"typedef struct (\w+) \{([^}]*)\}", header())
+    return {name: [field.strip() for field in body.split(";") if field.strip()] for name, body in bodies}
+
+
+def header_fields(struct: str) -> list[str]:
+    """The names of a struct's fields in include/mofo.h."""
+    return [re.findall(r"\w+", field)[-1] for field in header_structs()[struct]]
 
 
 def floats(*values: float) -> array.array[float]:

@@ -8,7 +8,7 @@ import unittest
 from typing import Any
 
 from mofo import _declarations as declarations
-from support import HEADER
+from support import header, header_structs
 
 SCALARS: dict[str, Any] = {
     "void": None,
@@ -19,12 +19,6 @@ SCALARS: dict[str, Any] = {
     "double": ctypes.c_double,
     "float": ctypes.c_float,
 }
-
-
-def header() -> str:
-    """The header without comments, and without what only C++ reads."""
-    text = re.sub(r"/\*.*?\*/", "", HEADER.read_text(encoding="utf-8"), flags=re.DOTALL)
-    return re.sub(r"#ifdef __cplusplus.*?#endif[^\n]*", "", text, flags=re.DOTALL)
 
 
 def ctypes_of(declaration: str) -> Any:
@@ -54,11 +48,10 @@ class Header(unittest.TestCase):
         self.assertGreater(len(here), 30)
 
     def test_structs_have_their_fields_in_order(self) -> None:
-        bodies = re.findall(r"typedef struct (\w+) \{([^}]*)\}", header())
-        self.assertEqual({name for name, _ in bodies}, set(declarations.STRUCTS))
-        for name, body in bodies:
+        structs = header_structs()
+        self.assertEqual(set(structs), set(declarations.STRUCTS))
+        for name, fields in structs.items():
             with self.subTest(name):
-                fields = [field.strip() for field in body.split(";") if field.strip()]
                 declared = [(re.findall(r"\w+", field)[-1], ctypes_of(field)) for field in fields]
                 self.assertEqual(declarations.STRUCTS[name]._fields_, declared)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 import unittest
 from dataclasses import fields
 from typing import Any
@@ -11,6 +12,7 @@ import mofo
 from mofo import _declarations as declarations
 from mofo import _options
 from mofo._library import library
+from support import header_fields
 
 DIFFERENT: dict[str, Any] = {
     "device_index": 1,
@@ -36,10 +38,15 @@ DIFFERENT: dict[str, Any] = {
 
 class TheOptions(unittest.TestCase):
     def test_are_the_fields_of_the_c_struct_but_for_the_parallel_loop(self) -> None:
-        of_c = [field[0] for field in declarations.COptions._fields_]
+        of_c = header_fields("mofo_options")
         expected = [name for name in of_c if name not in ("struct_size", "parallel_for", "parallel_for_ctx")]
         self.assertEqual([field.name for field in fields(mofo.Options)], expected)
         self.assertEqual(list(_options.OptionChanges.__annotations__), expected)
+
+    def test_of_a_step_are_the_fields_of_the_c_struct_but_for_sizes(self) -> None:
+        # `report` is returned, and its address only given on CUDA.
+        expected = set(header_fields("mofo_step_args")) - {"struct_size", "num_tensors", "report_size"}
+        self.assertEqual(set(inspect.signature(mofo.Optimizer.step).parameters) - {"self"}, expected)
 
     def test_have_the_defaults_of_c(self) -> None:
         defaults = declarations.COptions()
@@ -98,6 +105,7 @@ class TheOptions(unittest.TestCase):
         for name, value in [
             ("learning_rate", "1e-3"),
             ("learning_rate", None),
+            ("learning_rate", True),
             ("seed", 1.5),
             ("seed", True),
             ("filter", 1),

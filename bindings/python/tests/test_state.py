@@ -186,6 +186,15 @@ class Checkpoints(unittest.TestCase):
             made.load_from_memory("text")
         self.assertEqual(made.step().entries, 8)
 
+    def test_nothing_is_kept_of_tensors_that_were_removed(self) -> None:
+        made, params, grads = optimizer("a")
+        made.step()
+        for _ in range(20):
+            made.add("b", params["a"][:], grads["a"])
+            made.state("b")
+            made.remove("b")
+        self.assertLessEqual(len(made._handle._views), 1)
+
 
 if __name__ == "__main__":
     unittest.main()

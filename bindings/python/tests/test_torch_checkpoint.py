@@ -313,6 +313,48 @@ def test_with_a_key_everything_else_in_the_file_stays(tmp_path: Path) -> None:
             assert_same_bits(back["optimizer"]["state"][key][part], parts[part])
 
 
+def test_layouts_of_other_tools_are_addressed(tmp_path: Path) -> None:
+    made, adamw = trained_adamw()
+    training, state = str(tmp_path / "lightning.ckpt"), str(tmp_path / "state.safetensors")
+    whole = {"state_dict": made.state_dict(), "optimizer_states": [{"other": 1}, adamw.state_dict()], "epoch": 7}
+    torch.save(whole, training)
+    options = ["--key", "optimizer_states/1", "--model", training, "--model-key", "state_dict"]
+    main(["from-adamw", training, state, *options])
+    main(["to-adamw", state, training, "--like", training, *options])
+    back = torch.load(training, weights_only=True)
+    assert back["epoch"] == 7 and back["optimizer_states"][0] == {"other": 1}
+    for key, parts in whole["optimizer_states"][1]["state"].items():
+        for part in ("step", *MOMENTS):
+            assert_same_bits(back["optimizer_states"][1]["state"][key][part], parts[part])
+    for key in ("optimizer_states/2", "optimizer_states/-1", "epoch/0", "optimizer_states/x"):
+        with pytest.raises(SystemExit, match="has no entry"):
+            main(["from-adamw", training, state, "--key", key])
+    with pytest.raises(SystemExit, match=r"is a folder: .* dcp_to_torch"):
+        main(["from-adamw", str(tmp_path), state])
+
+
+def test_keys_that_are_names_need_no_others(tmp_path: Path) -> None:
+    made, adamw = trained_adamw()
+    numbered = adamw.state_dict()
+    names = numbered["param_groups"][0].pop("param_names")
+    named = {
+        "state": {names[key]: state for key, state in numbered["state"].items()},
+        "param_groups": [{**numbered["param_groups"][0], "params": names}],
+    }
+    from_adamw(named, tmp_path / "state.safetensors")
+    back = to_adamw(tmp_path / "state.safetensors", named)
+    assert_same_bits(back["state"][names[0]]["exp_avg"], numbered["state"][0]["exp_avg"])
+
+
+def test_what_a_wrapper_keeps_in_the_state_is_left_out(tmp_path: Path) -> None:
+    _, adamw = trained_adamw()
+    state_dict = adamw.state_dict()
+    state_dict["state"][0] = {**state_dict["state"][0], "lookahead_slow": torch.ones(3)}
+    from_adamw(state_dict, tmp_path / "state.safetensors")
+    back = to_adamw(tmp_path / "state.safetensors", state_dict)
+    assert set(back["state"][0]) == {"step", *MOMENTS}
+
+
 def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training_file(tmp_path / "training.pt")
     training, state = str(tmp_path / "training.pt"), str(tmp_path / "state.safetensors")

@@ -85,7 +85,7 @@ def test_training_goes_on_with_the_same_bits_there_and_back(
         assert all(same_bits(a, b) for a, b in zip(made.parameters(), other.parameters()))
         library.save(path)
 
-    resumed = torch_optimizer(other, named, seed=123)
+    resumed = torch_optimizer(other, named, **{**options, "seed": 123})
     resumed.load_state_dict(to_mofo(path, optimizer.state_dict()))
     shapes = {name: parameter.shape for name, parameter in zip(names, other.parameters())}
     from_fresh = to_mofo(path, torch_optimizer(other, named).state_dict(), shapes=shapes)

@@ -79,10 +79,10 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(through):
     train(model, optimizer, range(4))
     resumed = transformer(seed=1)
     resumed.load_state_dict(model.state_dict())
-    # Other options: those of the checkpoint win.
-    fresh = MoFO(resumed.named_parameters(), lr=7.0, update_fraction=1.0)
+    fresh = optimizer_of(resumed)
+    for group in fresh.param_groups:
+        group.update(lr=7.0, betas=(0.1, 0.2), eps=1.0, weight_decay=3.0, maximize=True, seed=123)
     fresh.load_state_dict(through(optimizer.state_dict()))
-    assert fresh.param_groups[0]["state_dtype"] is torch.bfloat16 and fresh.param_groups[0]["seed"] == 7
     # The two have nothing in common afterwards.
     train(model, optimizer, range(50, 53))
     train(resumed, fresh, range(4, 8))
@@ -175,7 +175,7 @@ def spoil_step(state_dict):
 
 
 def spoil_option(state_dict):
-    state_dict["param_groups"][0]["update_fraction"] = 1.5
+    state_dict["param_groups"][0]["lr"] = -1.5
 
 
 def spoil_type(state_dict):
@@ -191,7 +191,7 @@ def spoil_length(state_dict):
     [
         (spoil_shape, r"exp_avg of parameter 1 .* shape \(11, 32\)"),
         (spoil_step, "step of parameter 1 .* whole number"),
-        (spoil_option, "group 0 .*update_fraction must be above 0 and at most 1, not 1.5"),
+        (spoil_option, "group 0 .*lr must be finite and at least 0, not -1.5"),
         (spoil_type, "exp_avg_sq of parameter 1 .* no dense tensor"),
         (spoil_length, "doesn't match the size"),
     ],

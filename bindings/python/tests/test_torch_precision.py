@@ -30,7 +30,7 @@ def test_moments_and_masters_keep_their_type_through_a_checkpoint(dtype, master_
     train(model, optimizer, range(3))
     torch.save([model.state_dict(), optimizer.state_dict()], tmp_path / "checkpoint.pt")
     resumed = start()
-    loaded = MoFO(resumed.parameters())
+    loaded = MoFO(resumed.parameters(), **options)
     weights, state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     resumed.load_state_dict(weights)
     loaded.load_state_dict(state)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import mofo
-from mofo.torch import MoFO
+from mofo.torch import MoFO, param_groups
 
 
 def parameter(**options):
@@ -23,6 +23,12 @@ def parameter(**options):
         ({"lr": 1e39}, ValueError, "exceeds 32-bit floats"),
         ({"lr": 1e30, "weight_decay": 1e30}, ValueError, "exceeds 32-bit floats"),
         ({"lr": "fast"}, TypeError, "lr must be a number"),
+        ({"lr": "1e-3"}, TypeError, "lr must be a number, not '1e-3'"),
+        ({"eps": True}, TypeError, "eps must be a number, not True"),
+        ({"betas": "09"}, TypeError, "betas must be two numbers, not '09'"),
+        ({"betas": {0.9, 0.999}}, TypeError, "betas must be two numbers"),
+        ({"betas": iter((0.9, 0.999))}, TypeError, "betas must be two numbers"),
+        ({"betas": (0.9, "0.999")}, TypeError, r"betas\[1\] must be a number"),
         ({"betas": (1.0, 0.9)}, ValueError, r"betas\[0\] must be at least 0 and below 1"),
         ({"betas": (0.9, -0.1)}, ValueError, r"betas\[1\]"),
         ({"betas": 0.9}, TypeError, "betas must be two numbers"),
@@ -97,6 +103,31 @@ def test_numbers_of_numpy_are_as_good_as_pythons():
             MoFO([parameter()], **wrong)
 
 
+def test_options_that_change_in_place_are_noticed():
+    results = []
+    for in_place in (True, False):
+        param = parameter()
+        betas, decay = [0.9, 0.999], torch.tensor(0.0)
+        optimizer = MoFO([param], lr=0.1, betas=betas, weight_decay=decay, update_fraction=1.0)
+        for step in range(2):
+            param.grad = torch.linspace(-1, 2 - step, 24).view(4, 6)
+            optimizer.step()
+            if in_place:
+                optimizer.param_groups[0]["betas"][0] = 0.5
+                decay.fill_(0.5)
+            else:
+                optimizer.param_groups[0].update(betas=(0.5, 0.999), weight_decay=0.5)
+        results.append(param)
+    assert torch.equal(*results)
+
+
+def test_names_and_exemptions_are_lists():
+    with pytest.raises(TypeError, match="param_names must be a list of names, not 'ab'"):
+        MoFO([{"params": [parameter(), parameter()], "param_names": "ab"}])
+    with pytest.raises(TypeError, match="exempt is a list"):
+        param_groups(nn.Linear(2, 2), exempt="bias")
+
+
 def gaps():
     return nn.Parameter(torch.ones(4, 12)[:, ::2])
 
@@ -141,7 +172,10 @@ def test_shared_memory_and_repeated_parameters_and_names():
         MoFO([("a", weight), ("a", parameter())])
     with pytest.raises(ValueError, match="more than one parameter group"):
         MoFO([{"params": [weight]}, {"params": [weight]}])
-    with pytest.raises(ValueError, match="listed twice"), pytest.warns(UserWarning, match="duplicate parameters"):
+    with (
+        pytest.raises(ValueError, match=r"parameter 0\.0 is listed twice, the second time as 0\.1"),
+        pytest.warns(UserWarning, match="duplicate parameters"),
+    ):
         MoFO([weight, weight])
     with pytest.raises(ValueError, match="name must be"):
         MoFO([("", weight)])
@@ -151,19 +185,68 @@ def test_shared_memory_and_repeated_parameters_and_names():
         MoFO([])
 
 
-def test_sharded_tensors():
+@pytest.fixture
+def mesh():
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import DTensor, Replicate
 
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        mesh = init_device_mesh("cpu", (1,))
-        param = nn.Parameter(DTensor.from_local(torch.ones(4, 6), mesh, [Replicate()]))
-        with pytest.raises(ValueError, match="is a DTensor: the shards"):
-            MoFO([param])
+        yield init_device_mesh("cpu", (1,))
     finally:
         dist.destroy_process_group()
+
+
+def test_sharded_tensors(mesh):
+    from torch.distributed.tensor import DTensor, Shard
+
+    param = nn.Parameter(DTensor.from_local(torch.ones(4, 6), mesh, [Shard(0)]))
+    with pytest.raises(ValueError, match=r"is a DTensor with placements \(Shard\(dim=0\),\): its shards"):
+        MoFO([param])
+    optimizer = MoFO([parameter()])
+    optimizer.param_groups[0]["params"].append(param)
+    param.grad = torch.ones_like(param)
+    with pytest.raises(mofo.Error, match="its shards would be filtered"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_replicated_dtensors_are_stepped(mesh, dtype):
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    plain = nn.Parameter(torch.linspace(1, 2, 24, dtype=dtype).view(4, 6))
+    copied = nn.Parameter(DTensor.from_local(plain.detach().clone(), mesh, [Replicate()]))
+    options = {"lr": 0.1, "update_fraction": 0.5, "master_weights": True}
+    one, other = MoFO([("w", plain)], **options), MoFO([("w", copied)], **options)
+    for step, placement in enumerate([Replicate(), Partial(), Replicate()]):
+        grad = torch.linspace(-1, 1 + step, 24, dtype=dtype).view(4, 6)
+        plain.grad, copied.grad = grad.clone(), DTensor.from_local(grad.clone(), mesh, [placement])
+        if step == 1:
+            with torch.no_grad():
+                plain.add_(1.0)
+                copied.add_(1.0)
+        one.step()
+        other.step()
+        assert torch.equal(copied.to_local(), plain)
+        loaded = MoFO([("w", copied)], **options)
+        loaded.load_state_dict(other.state_dict())
+        other = loaded
+    assert torch.equal(other.state[copied]["exp_avg"], one.state[plain]["exp_avg"])
+    adamw = torch.optim.AdamW([copied])
+    adamw.step()
+    if dtype is torch.float32:
+        other.load_state_dict(adamw.state_dict())
+        other.step()
+        assert other.state[copied]["step"].item() == 2
+    with pytest.raises(ValueError, match="parameters a and b share memory"):
+        MoFO([("a", copied), ("b", nn.Parameter(copied.detach()))])
+
+
+def test_another_subclass_is_named():
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    with pytest.raises(ValueError, match="parameter w is a TwoTensor, a subclass of Tensor"):
+        MoFO([("w", nn.Parameter(TwoTensor(torch.ones(4), torch.ones(4))))])
 
 
 def step_with(param, change):

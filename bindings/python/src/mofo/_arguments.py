@@ -44,7 +44,7 @@ def count(what: str, value: Any) -> int:
 
 def real(what: str, value: Any) -> float:
     """A number as a double. Whether it is in its range the library says."""
-    if isinstance(value, (str, bytes, bytearray)):
+    if isinstance(value, (bool, str, bytes, bytearray)) or type(value).__name__ == "bool_":
         raise TypeError(f"{what}: a number is needed, not {type(value).__name__}")
     try:
         return float(value)

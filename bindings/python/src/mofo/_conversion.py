@@ -95,7 +95,7 @@ def to_adamw(
     for key, of_parameter in state.items():
         of_parameter.pop("master", None)
         steps = int(of_parameter["step"])
-        of_parameter["step"] = torch.tensor(float(steps), dtype=torch.float32)
+        of_parameter["step"] = torch.tensor(float(steps), dtype=torch.float32, device="cpu")
         if int(of_parameter["step"]) != steps:
             raise unfit(f"parameter {key} has taken {steps} steps, more than AdamW counts, which does it in float32")
     return {"state": state, "param_groups": [dict(group) for group in like["param_groups"]]}
@@ -139,11 +139,13 @@ def _write(
 
     is_mofo = whose == "MoFO"
     by_name = keys_by_name(state_dict, names, is_mofo)
-    states = {name: state_dict["state"].get(key) or {} for name, key in by_name.items()}
-    for name, state in states.items():
+    states = {}
+    for name, key in by_name.items():
+        state = state_dict["state"].get(key) or {}
+        parts = (*MOMENTS, "master") if is_mofo and state.get("master") is not None else MOMENTS
         if state:
-            with_master = is_mofo and state.get("master") is not None
-            check_state(name, state, (*MOMENTS, "master") if with_master else MOMENTS, whose)
+            check_state(name, state, parts, whose)
+        states[name] = {part: state[part] for part in ("step", *parts)} if state else {}
     blocks = dict.fromkeys(by_name, 1)
     settings: dict[str, Any] = {}
     kinds = {moment_kind(state["exp_avg"]) for state in states.values() if state}
@@ -216,9 +218,9 @@ def _read(
                 raise unfit(f"parameter {name!r} has no state in {whose}'s that would tell its shape: give it")
             if numel_of(shape) != numel:
                 raise unfit(f"{name!r} has {numel} entries in mofo's checkpoint, but shape {shape} in {whose}")
-            parts = {moment: torch.empty(shape, dtype=kind) for moment in MOMENTS}
+            parts = {moment: torch.empty(shape, dtype=kind, device="cpu") for moment in MOMENTS}
             if tensors[name]["master"]:
-                parts["master"] = torch.empty(shape, dtype=torch.float32)
+                parts["master"] = torch.empty(shape, dtype=torch.float32, device="cpu")
             _add(optimizer, name, parts, tensors[name]["param_dtype"].lower(), 0, 1)
             state[by_name[name]] = dict(parts)
         optimizer.load(path)
@@ -227,7 +229,7 @@ def _read(
             if steps == 0:
                 del state[by_name[name]]
             else:
-                state[by_name[name]]["step"] = torch.tensor(steps, dtype=torch.int64)
+                state[by_name[name]]["step"] = torch.tensor(steps, dtype=torch.int64, device="cpu")
     return state
 
 
@@ -235,16 +237,22 @@ def _add(
     optimizer: Optimizer, name: str, tensors: dict[str, torch.Tensor], dtype: str, steps: int, num_blocks: int
 ) -> None:
     """Adds a tensor whose state lies in these of PyTorch."""
-    optimizer.add(
-        name,
-        numel=tensors["exp_avg"].numel(),
-        dtype=dtype,
-        num_blocks=num_blocks,
-        step_count=steps,
-        exp_avg=tensors["exp_avg"].data_ptr(),
-        exp_avg_sq=tensors["exp_avg_sq"].data_ptr(),
-        master=tensors["master"].data_ptr() if "master" in tensors else None,
-    )
+    import torch
+
+    from ._torch_memory import address_of
+
+    numel, kind = tensors["exp_avg"].numel(), tensors["exp_avg"].dtype
+    addresses: dict[str, Any] = {
+        part: address_of(
+            tensor,
+            f"{part} of {name!r}",
+            dtype=torch.float32 if part == "master" else kind,
+            device=torch.device("cpu"),
+            numel=numel,
+        )
+        for part, tensor in tensors.items()
+    }
+    optimizer.add(name, numel=numel, dtype=dtype, num_blocks=num_blocks, step_count=steps, **addresses)
 
 
 def _of_all_groups(state_dict: StateDict, option: str) -> Any:

@@ -42,6 +42,10 @@ class Handle:
         views[:] = [lent for lent in views if lent() is not None]
         views.append(weakref.ref(view))
 
+    def forget(self, index: int) -> None:
+        """Of a tensor that is removed: its index is never used again."""
+        self._views.pop(index, None)
+
     def lent(self, index: int | None = None) -> bool:
         """Whether a view of the tensor's state, or of any tensor's, is alive."""
         lists = list(self._views.values()) if index is None else [self._views.get(index, [])]

@@ -161,6 +161,7 @@ class Optimizer:
                     f"{name} cannot be removed: arrays that state({name!r}) has given are still in use",
                 )
             handle.library.check(handle.library.functions.mofo_remove_tensor(handle.pointer, index))
+            handle.forget(index)
             del self._tensors[index], self._indices[name]
 
     def find(self, name: str) -> int:

@@ -18,6 +18,31 @@ if TYPE_CHECKING:
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
+# Of PyTorch's other optimizers (amsgrad is a kind of Adam), and of some that keep `exp_avg` and `exp_avg_sq`, too.
+_OF_OTHER_ALGORITHMS = {
+    *("acc_delta", "ax", "col_var", "eta", "exp_inf", "grad_avg", "max_exp_avg_sq", "momentum_buffer", "mu"),
+    *("mu_product", "prev", "row_var", "square_avg", "step_size", "sum", "variance"),
+    *(
+        "exp_avg_diff",
+        "exp_avg_slow",
+        "exp_avg_sq_col",
+        "exp_avg_sq_row",
+        "exp_avg_var",
+        "hessian",
+        "neg_pre_grad",
+        "p0",
+    ),
+}
+
+
+def of_other_algorithms(state: Mapping[str, Any]) -> list[str]:
+    """The keys of a parameter's state that belong to another algorithm than AdamW and MoFO.
+
+    Others, which are not known, are of a wrapper (Lookahead, say) that keeps something beside the optimizer's own.
+    """
+    return [key for key in state if key in _OF_OTHER_ALGORITHMS]
+
+
 def unfit(message: str) -> Error:
     """The error for what cannot be converted."""
     return Error(MOFO_ERROR_CHECKPOINT, message)
@@ -56,8 +81,11 @@ def keys_by_name(state_dict: StateDict, names: Sequence[str] | None, by_place: b
         names = []
         for number, group in enumerate(groups):
             of_group = group.get("param_names")
-            if of_group is None and by_place:
+            if of_group is None and by_place and all(isinstance(key, int) for key in group["params"]):
                 of_group = [f"{number}.{position}" for position in range(len(group["params"]))]
+            if of_group is None and all(isinstance(key, str) for key in group["params"]):
+                # FSDP and torch.distributed.checkpoint have the model's names in place of numbers.
+                of_group = group["params"]
             if of_group is None:
                 raise unfit(
                     f"the state dict has no names for its {len(keys)} parameters (it has if the optimizer is given "
@@ -78,10 +106,14 @@ def keys_by_name(state_dict: StateDict, names: Sequence[str] | None, by_place: b
 
 
 def check_state(name: str, state: Mapping[str, Any], parts: tuple[str, ...], whose: str) -> None:
-    """Raises unless a parameter's state has a `step` and these tensors, of one shape, on the CPU."""
+    """Raises unless a parameter's state has a `step` and these tensors, of one shape, on the CPU.
+
+    What else a wrapper keeps there is not looked at, but nothing may be of another algorithm.
+    """
     import torch
 
-    if set(state) != {"step", *parts}:
+    strange = of_other_algorithms(state) or ("master" in state and "master" not in parts)
+    if strange or not {"step", *parts} <= set(state):
         raise unfit(
             f"the state of {name!r} is {', '.join(map(str, state))}, but {whose}'s is step, {', '.join(parts)}"
             + (": with amsgrad there is more than mofo has" if "max_exp_avg_sq" in state else "")

@@ -38,6 +38,11 @@ def _load(path: str) -> Any:
     """A file that torch.save wrote, its tensors left on the disk until they are read."""
     import torch
 
+    if Path(path).is_dir():
+        raise unfit(
+            f"{path} is a folder: one of torch.distributed.checkpoint becomes a file by "
+            f"`python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} FILE`"
+        )
     try:
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -54,12 +59,38 @@ def _load(path: str) -> Any:
 def _state_dict(loaded: Any, path: str, key: str | None) -> StateDict:
     """The optimizer's state dict in what a file holds."""
     if key is not None:
-        if not isinstance(loaded, dict) or key not in loaded:
-            raise unfit(f"{path} has no entry {key!r}")
-        loaded = loaded[key]
+        for step in _way(loaded, path, key):
+            loaded = loaded[step]
     check_structure(loaded, f"what {path} holds" + ("" if key else " (--key picks an entry)"))
     found: StateDict = loaded
     return found
+
+
+def _way(loaded: Any, path: str, key: str) -> list[Any]:
+    """The keys and indices that lead to the entry `key` in what a file holds; slashes separate its levels."""
+    if isinstance(loaded, dict) and key in loaded:
+        return [key]
+    way: list[Any] = []
+    for word in key.split("/"):
+        if isinstance(loaded, dict):
+            steps = [step for step in loaded if str(step) == word]
+        else:
+            steps = [int(word)] if isinstance(loaded, (list, tuple)) and word in map(str, range(len(loaded))) else []
+        if not steps:
+            raise unfit(f"{path} has no entry {key!r}" + (f": there is no {word!r}" if "/" in key else ""))
+        way.append(steps[0])
+        loaded = loaded[steps[0]]
+    return way
+
+
+def _with(loaded: Any, way: Sequence[Any], content: Any) -> Any:
+    """A copy of what a file holds with `content` at the end of the way."""
+    if not way:
+        return content
+    inner = _with(loaded[way[0]], way[1:], content)
+    if isinstance(loaded, dict):
+        return {**loaded, way[0]: inner}
+    return [*loaded[: way[0]], inner, *loaded[way[0] + 1 :]]
 
 
 def _save(content: Any, path: str) -> None:
@@ -85,7 +116,7 @@ def _save(content: Any, path: str) -> None:
             os.close(folder)
 
 
-def _model_shapes(path: str | None) -> dict[str, Sequence[int]] | None:
+def _model_shapes(path: str | None, key: str | None) -> dict[str, Sequence[int]] | None:
     if path is None:
         return None
     if path.endswith(".safetensors"):
@@ -97,6 +128,9 @@ def _model_shapes(path: str | None) -> dict[str, Sequence[int]] | None:
         except SafetensorError as error:
             raise unfit(f"{path} cannot be read: {error}") from error
     weights = _load(path)
+    if key is not None:
+        for step in _way(weights, path, key):
+            weights = weights[step]
     if not isinstance(weights, dict):
         raise unfit(f"{path} holds {type(weights).__name__}, not a model's state dict")
     return {name: tensor.shape for name, tensor in weights.items() if hasattr(tensor, "shape")}
@@ -133,7 +167,10 @@ def _parser() -> argparse.ArgumentParser:
         if word == "adamw":
             back.add_argument("--drop-masters", action="store_true", help="leave out master copies")
         for command in (there, back):
-            command.add_argument("--key", help="the entry of PyTorch's file that is the state dict, such as optimizer")
+            command.add_argument(
+                "--key",
+                help="the entry of PyTorch's file that is the state dict, such as optimizer or optimizer_states/0",
+            )
             command.add_argument(
                 "--names", metavar="FILE", help="the parameters' names, one a line, as the groups have them"
             )
@@ -142,6 +179,7 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="FILE",
                 help="the model's weights (.safetensors, or a state dict): tells shapes by name",
             )
+            command.add_argument("--model-key", help="the entry of that file that is the model's state dict")
     return parser
 
 
@@ -149,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     given = _parser().parse_args(arguments)
     try:
-        options: dict[str, Any] = {"names": _names(given.names), "shapes": _model_shapes(given.model)}
+        options: dict[str, Any] = {"names": _names(given.names), "shapes": _model_shapes(given.model, given.model_key)}
         if given.command.startswith("from-"):
             convert = from_adamw if given.command == "from-adamw" else from_mofo
             convert(_state_dict(_load(given.torch), given.torch, given.key), given.library, **options)
@@ -161,7 +199,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             converted = to_mofo(given.library, like, **options)
         # With a key the file is a training script's own: its weights, epoch and the like belong to it.
-        _save(converted if given.key is None else {**whole, given.key: converted}, given.torch)
+        way = [] if given.key is None else _way(whole, given.like, given.key)
+        _save(_with(whole, way, converted), given.torch)
     except (Error, OSError, RuntimeError, ImportError) as error:
         raise SystemExit(f"error: {error}") from error
 

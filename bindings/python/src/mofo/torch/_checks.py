@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .. import _declarations as c
+from .._torch_memory import check_storage, is_dense
 from ..errors import Error
-from ._memory import fits_storage, is_dense
+from ._memory import span_of
+from ._replicated import is_dtensor, is_replicated, plain
 from ._settings import DTYPES
 
 _TYPES = "float32, float16 or bfloat16"
@@ -22,10 +24,18 @@ def what_is_wrong_with(param: Tensor, num_blocks: int) -> str | None:
         return f"is of layout {param.layout}: only dense tensors can be stepped"
     if param.dtype not in DTYPES:
         return f"is of type {param.dtype}, but must be of {_TYPES}"
+    if is_dtensor(param):
+        if not is_replicated(param):
+            placements = getattr(param, "placements", None)
+            return (
+                f"is a DTensor with placements {placements}: its shards would be filtered one by one, which is "
+                "another algorithm; MoFO needs whole tensors"
+            )
+        param = plain(param)
     if is_traceable_wrapper_subclass(param):
         return (
-            f"is a {type(param).__name__}: the shards of a sharded tensor would be filtered one by one, which is "
-            "another algorithm; MoFO needs whole tensors"
+            f"is a {type(param).__name__}, a subclass of Tensor that keeps its numbers elsewhere: MoFO steps plain "
+            "tensors, and DTensors that are replicated"
         )
     if param.is_neg():
         return "is a negated view, whose numbers lie in memory with the other sign: resolve_neg() makes a plain tensor"
@@ -52,12 +62,7 @@ def check_param(param: Tensor, name: str, num_blocks: int) -> None:
             c.MOFO_ERROR_UNSUPPORTED,
             f"parameter {name} is on {param.device}, but must be on the CPU or on a CUDA device",
         )
-    check_storage(param, f"parameter {name}")
-
-
-def check_storage(tensor: Tensor, what: str) -> None:
-    if tensor.numel() and (tensor.data_ptr() == 0 or not fits_storage(tensor)):
-        raise Error(c.MOFO_ERROR_INVALID_BUFFER, f"{what} has lost its memory: its storage was freed or made smaller")
+    check_storage(plain(param), f"parameter {name}")
 
 
 def check_grad(grad: Tensor, param: Tensor, name: str) -> None:
@@ -87,12 +92,8 @@ def check_grad(grad: Tensor, param: Tensor, name: str) -> None:
 
 def overlapping(named: Iterable[tuple[str, Tensor]]) -> tuple[str, str] | None:
     """The names of two of these dense tensors that share memory, or None."""
-    spans = sorted(
-        (tensor.device.type, tensor.device.index or 0, tensor.data_ptr(), tensor.numel() * tensor.element_size(), name)
-        for name, tensor in named
-        if tensor.numel() and tensor.device.type != "meta" and tensor.data_ptr()
-    )
+    spans = sorted((*span, name) for name, tensor in named if (span := span_of(tensor)) is not None)
     for before, after in zip(spans, spans[1:]):
-        if before[:2] == after[:2] and before[2] + before[3] > after[2]:
+        if before[:2] == after[:2] and before[3] > after[2]:
             return before[4], after[4]
     return None

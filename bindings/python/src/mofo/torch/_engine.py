@@ -14,29 +14,24 @@ from torch.nn.parameter import UninitializedParameter
 
 from .. import _declarations as c
 from .._handle import Turn
+from .._torch_memory import address_of, check_storage
 from ..errors import Error
-from ._checks import check_grad, check_param, check_storage, overlapping
+from ._checks import check_grad, check_param, overlapping
 from ._handle import DeviceHandle
 from ._memory import in_order_of, same_order
+from ._names import Names
+from ._replicated import is_dtensor, plain
 from ._settings import DTYPES, GroupSettings, HandleSettings, StepSettings, raw_options, settings_of
 from ._state import complete, follow_param, needs_master
 
 # With fewer entries the threads of a step would cost more than they bring.
 _SMALL = 1 << 16
 
-_NONE = torch.empty(0)
+_NONE = torch.empty(0, device="cpu")
+
+_CPU = torch.device("cpu")
 
 _Call = tuple[DeviceHandle, StepSettings]
-
-
-def names_of(group: Mapping[str, Any], number: int) -> list[str]:
-    """The names of a group's parameters: those that were given, else "<group>.<position>". Raises `ValueError`."""
-    count, names = len(group["params"]), group.get("param_names")
-    if names is None:
-        return [f"{number}.{position}" for position in range(count)]
-    if len(names) != count:
-        raise ValueError(f"parameter group {number} has {count} parameters and {len(names)} names (param_names)")
-    return list(names)
 
 
 class Row:
@@ -45,6 +40,7 @@ class Row:
     __slots__ = (
         "added_with",
         "checked_for",
+        "device",
         "exp_avg",
         "exp_avg_ptr",
         "exp_avg_sq",
@@ -55,7 +51,7 @@ class Row:
         "grad_size",
         "handle",
         "index",
-        "is_cuda",
+        "is_dtensor",
         "master",
         "master_ptr",
         "name",
@@ -63,6 +59,7 @@ class Row:
         "param",
         "param_dtype",
         "param_ptr",
+        "plain",
         "shape",
         "state",
         "step",
@@ -75,6 +72,9 @@ class Row:
 
     def __init__(self, param: Tensor, name: str) -> None:
         self.param = param
+        # What the library steps: the parameter itself, or the memory of a DTensor.
+        self.plain = param
+        self.is_dtensor = is_dtensor(param)
         self.name = name
         self.handle: DeviceHandle | None = None
         self.index = 0
@@ -87,7 +87,7 @@ class Row:
         self.grad_dtype: torch.dtype | None = None
         self.grad_size = 0
         self.grad_bytes = 0
-        self.is_cuda = False
+        self.device = _CPU
         self.shape = torch.Size()
         self.stride: tuple[int, ...] = ()
         self.version = 0
@@ -127,6 +127,13 @@ class Row:
             self.handle = None
             self.grad_ptr = None
 
+    def release(self) -> None:
+        """Takes the parameter out of the library and lets go of its state, which the optimizer may have dropped."""
+        self.detach()
+        self.state = self.master = None
+        self.exp_avg = self.exp_avg_sq = self.step = _NONE
+        self.step_cell = ctypes.c_int64()
+
 
 class Group:
     """A parameter group as it was last seen."""
@@ -160,7 +167,8 @@ def _checked(settings: GroupSettings) -> tuple[Any, ...]:
 class Engine:
     """The library optimizers behind a `MoFO`. It is built anew after loading, copying and pickling."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Names) -> None:
+        self._names = names
         self._groups: list[Group] = []
         # The newest of its kind; older ones may still have tensors.
         self._handle_for: dict[tuple[HandleSettings, torch.device], DeviceHandle] = {}
@@ -169,11 +177,21 @@ class Engine:
         self._params_moved = False
         self._measured: list[HandleSettings] | None = None
         self._entries: dict[HandleSettings, int] = {}
+        self.frozen: str | None = None
+        """The first parameter in which entries were seen that never move again, their moments not being finite."""
 
     def step(
-        self, groups: list[dict[str, Any]], states: Mapping[Tensor, dict[str, Any]], num_threads: int | None
-    ) -> None:
-        """Steps every parameter that has a gradient. Everything is checked before the first parameter changes."""
+        self,
+        groups: list[dict[str, Any]],
+        states: Mapping[Tensor, dict[str, Any]],
+        num_threads: int | None,
+        skip_nonfinite: bool,
+    ) -> str | None:
+        """Steps every parameter that has a gradient. Everything is checked before the first parameter changes.
+
+        With `skip_nonfinite`, nothing is stepped if a gradient holds a NaN or an infinity, and the name of its
+        parameter is returned.
+        """
         with self._turn.taken():
             try:
                 copies: list[Tensor] = []
@@ -181,6 +199,10 @@ class Engine:
                 if self._params_moved:
                     self._check_overlaps()
                 self._check_capture(calls)
+                if skip_nonfinite:
+                    nonfinite = _nonfinite(calls)
+                    if nonfinite is not None:
+                        return nonfinite
                 for (handle, settings), rows in calls.items():
                     self._call(handle, rows, settings)
             except Exception:
@@ -189,23 +211,25 @@ class Engine:
                 # Ctrl-C comes between any two lines. What was being told to the library is told anew at the next step.
                 self._forget()
                 raise
+        return None
 
     def _call(self, handle: DeviceHandle, rows: list[Row], settings: StepSettings) -> None:
         """A call of the library, after which the states count the steps that it counts, even if it is interrupted."""
         try:
-            handle.step([row.index for row in rows], settings)
+            nonfinite = handle.step([row.index for row in rows], settings)
             for row in rows:
-                # Autograd then notices that what it has kept for a backward pass is no longer the same.
-                increment_version(row.param)
+                _count_change(row)
                 if row.master is not None:
-                    row.version = row.param._version
+                    row.version = row.plain._version
                 row.steps += 1
                 row.step_cell.value = row.steps
+            if nonfinite and self.frozen is None:
+                self.frozen = next((row.name for row in rows if not _has_finite_moments(row)), rows[0].name)
         except BaseException:
             for row in rows:
                 row.steps = handle.step_count(row.index)
                 if row.step_cell.value != row.steps:
-                    increment_version(row.param)
+                    _count_change(row)
                     row.step_cell.value = row.steps
             raise
 
@@ -227,7 +251,6 @@ class Engine:
         self._measure(settings_of_groups)
         calls: dict[_Call, list[Row]] = {}
         strided = torch.strided
-        reattached = False
         for known, settings in zip(self._groups, settings_of_groups):
             checked_for, added_with = known.checked_for, known.added_with
             call_of: DeviceHandle | None = None
@@ -236,9 +259,12 @@ class Engine:
                 grad = param.grad
                 state = states.get(param)
                 if grad is None:
-                    if row.handle is not None:
+                    if row.state is not None:
                         self._rest(row, state)
                     continue
+                if row.is_dtensor:
+                    param = row.plain = plain(param)
+                    grad = plain(grad)
                 # The common case, spelt out: it is most of what a step costs in Python.
                 if not (
                     row.handle is not None
@@ -249,15 +275,13 @@ class Engine:
                     and param.stride() == row.stride
                     and grad.layout is strided
                     and grad.dtype is row.grad_dtype
-                    and grad.is_cuda is row.is_cuda
+                    and grad.device == row.device
                     and grad.shape == row.shape
-                    and param.is_cuda is row.is_cuda
+                    and param.device == row.device
                 ):
-                    reattached = True
-                    if not self._attach(row, known, position, states):
+                    if not self._attach(row, grad, known, position, states):
                         continue
                 elif row.added_with is not added_with:
-                    reattached = True
                     self._add(row, known)
                 if grad.is_neg():
                     # A view whose numbers lie in memory with the other sign.
@@ -273,8 +297,7 @@ class Engine:
                     call_of = handle
                     rows = calls.setdefault((handle, settings.step), [])
                 rows.append(row)
-        if reattached:
-            self._destroy_unused()
+        self._destroy_unused()
         return calls
 
     def _follow_params(self, groups: list[dict[str, Any]]) -> None:
@@ -288,14 +311,11 @@ class Engine:
             return
         rows = {id(row.param): row for row in self._rows()}
         found: list[Group] = []
-        for number, group in enumerate(groups):
+        for group, names in zip(groups, self._names.of(groups)):
             known = Group()
-            for param, name in zip(group["params"], names_of(group, number)):
+            for param, name in zip(group["params"], names):
                 row = rows.pop(id(param), None)
-                if row is not None and row.name != name:
-                    row.detach()
-                    row = None
-                known.rows.append(row or Row(param, name))
+                known.rows.append(Row(param, name) if row is None else row)
             found.append(known)
         for row in rows.values():
             row.detach()
@@ -308,10 +328,9 @@ class Engine:
 
     def _rest(self, row: Row, state: dict[str, Any] | None) -> None:
         """A parameter without a gradient: the library must not look at memory that may be gone."""
-        assert row.handle is not None
         if not row.knows_state(state):
-            row.detach()
-        elif row.grad_ptr is not None:
+            row.release()
+        elif row.handle is not None and row.grad_ptr is not None:
             row.handle.bind(row.index, row.param_ptr, None)
             row.grad_ptr = None
 
@@ -319,16 +338,16 @@ class Engine:
         """Tells the library where parameter and gradient lie, and how many steps were made, if that has changed."""
         handle = row.handle
         assert handle is not None
-        param = row.param
+        param = row.plain
         param_ptr = param.data_ptr()
         grad_ptr = grad.data_ptr()
         if param_ptr != row.param_ptr or grad_ptr != row.grad_ptr:
             if param_ptr != row.param_ptr:
-                check_param(param, row.name, row.num_blocks)
+                check_param(row.param, row.name, row.num_blocks)
                 self._params_moved = True
                 # Other memory may hold other values.
                 row.version = -1
-            # `check_storage` in the case that is all right, for it comes with every gradient.
+            # `address_of` in the case that is all right, for it comes with every gradient: the rest was looked at.
             if grad_ptr == 0 or (
                 grad_ptr != row.grad_ptr
                 and grad.untyped_storage().nbytes() - grad.storage_offset() * row.grad_size < row.grad_bytes
@@ -346,13 +365,14 @@ class Engine:
             follow_param(row.master, param)
             row.version = param._version
 
-    def _attach(self, row: Row, known: Group, position: int, states: Mapping[Tensor, dict[str, Any]]) -> bool:
+    def _attach(
+        self, row: Row, grad: Tensor, known: Group, position: int, states: Mapping[Tensor, dict[str, Any]]
+    ) -> bool:
         """Adds the parameter to the library, anew if it was there; False if there is nothing in it to step."""
-        param, settings = row.param, known.settings
-        grad = param.grad
-        assert settings is not None and grad is not None
+        param, settings = row.plain, known.settings
+        assert settings is not None
         num_blocks = settings.num_blocks if isinstance(settings.num_blocks, int) else settings.num_blocks[position]
-        check_param(param, row.name, num_blocks)
+        check_param(row.param, row.name, num_blocks)
         check_grad(grad, param, row.name)
         if row.param_dtype is not None and param.dtype is not row.param_dtype:
             raise Error(
@@ -362,23 +382,32 @@ class Engine:
             )
         if param.numel() == 0:
             return False
-        state = states[param]
+        state = states[row.param]
         master = needs_master(param, settings.handle.master_weights)
+        # What the state no longer has is freed before it is made anew.
+        row.release()
         complete(state, param, row.name, settings.state_dtype, master)
-        row.detach()
         row.state = state
         row.exp_avg, row.exp_avg_sq, row.step = state["exp_avg"], state["exp_avg_sq"], state["step"]
         row.master = state["master"] if master else None
-        row.exp_avg_ptr = row.exp_avg.data_ptr()
-        row.exp_avg_sq_ptr = row.exp_avg_sq.data_ptr()
-        row.master_ptr = 0 if row.master is None else row.master.data_ptr()
-        row.step_ptr = row.step.data_ptr()
+        state_dtype, device, numel = settings.state_dtype, param.device, param.numel()
+        of_state = f"in the state of parameter {row.name}"
+        row.exp_avg_ptr = address_of(row.exp_avg, f"exp_avg {of_state}", dtype=state_dtype, device=device, numel=numel)
+        row.exp_avg_sq_ptr = address_of(
+            row.exp_avg_sq, f"exp_avg_sq {of_state}", dtype=state_dtype, device=device, numel=numel
+        )
+        row.master_ptr = 0
+        if row.master is not None:
+            row.master_ptr = address_of(
+                row.master, f"master {of_state}", dtype=torch.float32, device=device, numel=numel
+            )
+        row.step_ptr = address_of(row.step, f"step {of_state}", dtype=torch.int64, device=_CPU, numel=1)
         row.step_cell = ctypes.c_int64.from_address(row.step_ptr)
         row.num_blocks = num_blocks
         row.param_dtype, row.grad_dtype = param.dtype, grad.dtype
         row.grad_size = grad.dtype.itemsize
         row.grad_bytes = row.grad_size * param.numel()
-        row.shape, row.stride, row.is_cuda = param.shape, param.stride(), param.is_cuda
+        row.shape, row.stride, row.device = param.shape, param.stride(), param.device
         row.version = -1
         row.checked_for = known.checked_for
         self._params_moved = True
@@ -387,11 +416,13 @@ class Engine:
 
     def _add(self, row: Row, known: Group) -> None:
         """Adds the parameter to the library with the group's present options; it and its state are sound."""
-        settings, param = known.settings, row.param
+        settings, param = known.settings, row.plain
         assert settings is not None and row.param_dtype is not None and row.grad_dtype is not None
         row.detach()
-        handle = self._handle(settings.handle, param.device)
-        row.param_ptr = param.data_ptr()
+        handle = self._handle(settings.handle, row.device)
+        row.param_ptr = address_of(
+            param, f"parameter {row.name}", dtype=row.param_dtype, device=row.device, numel=row.shape.numel()
+        )
         row.steps = row.step_cell.value
         if row.steps < 0:
             raise _negative_step(row)
@@ -452,6 +483,25 @@ class Engine:
                 c.MOFO_ERROR_UNSUPPORTED,
                 "a step cannot be captured in a CUDA graph from PyTorch: `step` of the state would not count replays",
             )
+
+
+def _count_change(row: Row) -> None:
+    """Autograd then notices that what it has kept for a backward pass is no longer the same."""
+    increment_version(row.param)
+    if row.is_dtensor:
+        increment_version(row.plain)
+
+
+def _has_finite_moments(row: Row) -> bool:
+    return bool(torch.isfinite(row.exp_avg).all() and torch.isfinite(row.exp_avg_sq).all())
+
+
+def _nonfinite(calls: dict[_Call, list[Row]]) -> str | None:
+    """The name of a parameter whose gradient holds a NaN or an infinity, if there is one."""
+    for (handle, *_), rows in calls.items():
+        if not handle.has_finite_grads([row.index for row in rows]):
+            return next((row.name for row in rows if not handle.has_finite_grads([row.index])), rows[0].name)
+    return None
 
 
 def _negative_step(row: Row) -> Error:

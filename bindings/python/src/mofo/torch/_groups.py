@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from ._names import remember
+
 # By the name of the class, so that norms that are not PyTorch's own (LlamaRMSNorm, T5LayerNorm) count, too.
 _NORM_CLASS = "norm"
 _NAMES = ("bias", "norm")
@@ -30,8 +32,9 @@ def param_groups(
       is one of these if one of its names contains "bias" or "norm", or if the class of its module has "norm" in its
       name, both in any case.
 
-    The groups carry `param_names`, which are the keys of the random bits and appear in error messages. A parameter
-    that several modules share comes once, under its first name, and counts as exempt or as a norm weight if any of its
+    The groups carry `param_names`, which are the keys of the random bits and appear in error messages; a name stays
+    with its parameter where only a part of a group's `params` comes to `MoFO`, or in another order. A parameter that
+    several modules share comes once, under its first name, and counts as exempt or as a norm weight if any of its
     names does. Parameters that do not require a gradient are left out.
 
     Args:
@@ -48,6 +51,8 @@ def param_groups(
             do not require one either): it is misspelt, most likely.
         TypeError: something in `exempt` is of another type.
     """
+    if isinstance(exempt, (str, nn.Module, nn.Parameter)):
+        raise TypeError(f"exempt is a list of what is not to be filtered, not {type(exempt).__name__}: [{exempt!r}]")
     names: dict[nn.Parameter, list[str]] = {}
     owners: dict[nn.Parameter, list[nn.Module]] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
@@ -73,6 +78,8 @@ def param_groups(
         group["params"].append(parameter)
         group["param_names"].append(known_as[0])
     groups = [group for group in (filtered, exempt_weights, unfiltered) if group["params"]]
+    for group in groups:
+        remember(group["params"], group["param_names"])
     if not groups:
         raise ValueError("the model has no parameter that requires a gradient")
     return groups

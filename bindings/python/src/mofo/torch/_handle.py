@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 
 import torch
@@ -30,6 +31,10 @@ class DeviceHandle:
         self._bind = self._functions.mofo_bind_tensor
         self._args = c.CStepArgs()
         self._check(self._functions.mofo_step_args_init(self._args, ctypes.sizeof(self._args)))
+        self._report = c.CStepReport()
+        if device.type != "cuda":
+            self._args.report = ctypes.pointer(self._report)
+            self._args.report_size = ctypes.sizeof(self._report)
         self._lists: dict[tuple[int, ...], ctypes.Array[ctypes.c_uint64]] = {}
         self.num_tensors = 0
         self._added = 0
@@ -107,15 +112,10 @@ class DeviceHandle:
         count: int = info.step_count
         return count
 
-    def step(self, indices: Sequence[int], settings: StepSettings) -> None:
-        """Steps these tensors; on CUDA on the current stream, without waiting."""
-        key = tuple(indices)
-        tensors = self._lists.get(key)
-        if tensors is None:
-            if len(self._lists) == _MAX_LISTS:
-                self._lists.clear()
-            tensors = self._lists[key] = (ctypes.c_uint64 * len(key))(*key)
-        args = self._args
+    def step(self, indices: Sequence[int], settings: StepSettings) -> int:
+        """Steps these tensors; on CUDA on the current stream, without waiting. How many entries have moments that are
+        not finite; on CUDA nobody knows, and it is 0."""
+        args = self._args_for(indices)
         args.learning_rate = settings.learning_rate
         args.beta1 = settings.beta1
         args.beta2 = settings.beta2
@@ -123,11 +123,32 @@ class DeviceHandle:
         args.weight_decay = settings.weight_decay
         args.update_fraction = settings.update_fraction
         args.grad_scale = settings.grad_scale
+        self._check(self._functions.mofo_step(self._pointer, args))
+        nonfinite: int = self._report.entries_nonfinite
+        return nonfinite
+
+    def has_finite_grads(self, indices: Sequence[int]) -> bool:
+        """Whether no gradient of these tensors holds a NaN or an infinity; on CUDA waits for the current stream."""
+        args = self._args_for(indices)
+        args.grad_scale = 1.0
+        norm = ctypes.c_double()
+        self._check(self._functions.mofo_grad_norm(self._pointer, args, norm))
+        return math.isfinite(norm.value)
+
+    def _args_for(self, indices: Sequence[int]) -> c.CStepArgs:
+        """The arguments of a call for these tensors, on CUDA on the current stream."""
+        key = tuple(indices)
+        tensors = self._lists.get(key)
+        if tensors is None:
+            if len(self._lists) == _MAX_LISTS:
+                self._lists.clear()
+            tensors = self._lists[key] = (ctypes.c_uint64 * len(key))(*key)
+        args = self._args
         args.tensors = tensors
         args.num_tensors = len(key)
         if self.device.type == "cuda":
             args.stream = torch.cuda.current_stream(self.device).cuda_stream
-        self._check(self._functions.mofo_step(self._pointer, args))
+        return args
 
     def destroy(self) -> None:
         self._handle.destroy()

@@ -6,9 +6,8 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 
 from torch import Tensor
-from torch.nn.parameter import UninitializedParameter
 
-_Span = tuple[str, int, int, int]
+from ._memory import Span, span_of
 
 
 class Listed:
@@ -18,11 +17,11 @@ class Listed:
         self._num_groups = 0
         self._names: set[str] = set()
         self._ids: set[int] = set()
-        self._spans: list[_Span] = []
+        self._spans: list[Span] = []
 
     def add(self, names: Sequence[str], params: Sequence[Tensor], number: int) -> bool:
         """Adds group `number`; False, and nothing is added, if there may be a conflict: then look at all."""
-        spans = sorted(span for param in params if (span := _span(param)) is not None)
+        spans = sorted(span for param in params if (span := span_of(param)) is not None)
         new_ids = {id(param) for param in params}
         if (
             number != self._num_groups
@@ -44,22 +43,12 @@ class Listed:
                 insort(self._spans, span)
         return True
 
-    def _meets(self, span: _Span) -> bool:
+    def _meets(self, span: Span) -> bool:
         place = bisect_left(self._spans, span)
         return (place > 0 and _overlap(self._spans[place - 1], span)) or (
             place < len(self._spans) and _overlap(span, self._spans[place])
         )
 
 
-def _span(param: Tensor) -> _Span | None:
-    """Device, first address and the one after the last; None for a tensor without memory."""
-    if isinstance(param, UninitializedParameter) or param.device.type == "meta" or not param.numel():
-        return None
-    address = param.data_ptr()
-    if not address:
-        return None
-    return param.device.type, param.device.index or 0, address, address + param.numel() * param.element_size()
-
-
-def _overlap(before: _Span, after: _Span) -> bool:
+def _overlap(before: Span, after: Span) -> bool:
     return before[:2] == after[:2] and before[3] > after[2]

@@ -1,16 +1,27 @@
-"""Hooks around `load_state_dict`: what is loaded is checked beforehand, copied, and keeps its types."""
+"""Hooks around `load_state_dict`: what is loaded is checked beforehand, and keeps its types."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._memory import STATE_PARTS, is_dense, state_tensor
+from .._state_dicts import of_other_algorithms
+from .._torch_memory import is_dense
+from ._memory import STATE_PARTS, state_tensor
+from ._replicated import plain
 from ._settings import OPTIONS, raw_options, settings_of
-from ._state import step_count_of
+from ._state import borrow, step_count_of
+
+RESTORED = ("lr", "betas", "eps", "weight_decay", "maximize", "seed")
+"""The options that a state dict brings along: PyTorch's own, which schedulers go on from, and that of random bits.
+
+All others are the optimizer's, as with the library's checkpoints (docs/checkpoints.md).
+"""
 
 
 class Kept:
@@ -20,20 +31,25 @@ class Kept:
         self.content = content
 
 
-def prepared(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any] | None:
-    """Before loading: the groups with all options, and copies of the tensors in boxes. Raises `ValueError`."""
-    groups, saved_groups = optimizer.param_groups, state_dict["param_groups"]
+def prepared(groups: list[dict[str, Any]], names: list[list[str]], state_dict: dict[str, Any]) -> dict[str, Any] | None:
+    """Before loading: the groups with all options, and the tensors in boxes. Raises `ValueError`."""
+    saved_groups = state_dict["param_groups"]
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in saved_groups]:
         # PyTorch says so.
         return None
-    saved_groups = _in_order_of_names(groups, saved_groups)
+    saved_groups = _in_order_of_names(groups, names, saved_groups)
     completed = [
-        {**{option: group[option] for option in OPTIONS}, **saved} for group, saved in zip(groups, saved_groups)
+        _with_options_of(group, of_group, saved) for group, of_group, saved in zip(groups, names, saved_groups)
     ]
-    for number, saved in enumerate(completed):
+    for number, (saved, group) in enumerate(zip(completed, saved_groups)):
         try:
             settings_of(raw_options(saved), len(saved["params"]))
             _check_algorithm(saved)
+            if group.get("state_dtype", saved["state_dtype"]) is not saved["state_dtype"]:
+                raise ValueError(
+                    f"state_dtype is {group['state_dtype']}, but the optimizer's {saved['state_dtype']}: make it with "
+                    "the same"
+                )
         except (TypeError, ValueError) as error:
             raise ValueError(f"parameter group {number} of the state dict: {error}") from error
     params = dict(
@@ -45,8 +61,10 @@ def prepared(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> di
     for saved in completed:
         for key in saved["params"]:
             _check_parts(params[key], state_dict["state"].get(key) or {}, saved, key)
+    held = _held_elsewhere(state_dict["state"])
     state = {
-        key: _kept(params[key], value, key) if key in params else value for key, value in state_dict["state"].items()
+        key: _kept(params[key], value or {}, key, key in held) if key in params else value
+        for key, value in state_dict["state"].items()
     }
     return {**state_dict, "param_groups": completed, "state": state}
 
@@ -60,32 +78,42 @@ def unpacked(optimizer: torch.optim.Optimizer) -> None:
                     state[key] = value.content
 
 
-def _in_order_of_names(groups: list[dict[str, Any]], saved_groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _with_options_of(group: dict[str, Any], names: list[str], saved: dict[str, Any]) -> dict[str, Any]:
+    """The saved group with all options: those that it does not bring along, or lacks, are the optimizer's."""
+    own = {option: group[option] for option in OPTIONS if option not in RESTORED or option not in saved}
+    if len(saved.get("param_names", names)) != len(saved["params"]):
+        own["param_names"] = names
+    return {**saved, **own}
+
+
+def _held_elsewhere(content: Mapping[Any, Any]) -> set[Any]:
+    """The keys of the values that more than this mapping holds: those of a state dict that a live optimizer gave.
+
+    Its tensors are still being stepped; those of a file that was just read are nobody else's.
+    """
+    if not hasattr(sys, "getrefcount"):
+        return set(content)
+    counts, (alone, *_) = (
+        [(key, sys.getrefcount(value)) for key, value in mapping.items()] for mapping in (content, {0: object()})
+    )
+    return {key for key, count in counts if count > alone[1]}
+
+
+def _in_order_of_names(
+    groups: list[dict[str, Any]], names: list[list[str]], saved_groups: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """The saved groups with their parameters in our order, if both sides have the same names (`param_names`)."""
     if not all("param_names" in group for group in (*groups, *saved_groups)):
         return saved_groups
-    own = [name for group in groups for name in group["param_names"]]
-    of_saved = [
-        (name, key, num_blocks)
-        for group in saved_groups
-        for name, key, num_blocks in zip(group["param_names"], group["params"], _blocks(group))
-    ]
-    by_name = {name: (key, num_blocks) for name, key, num_blocks in of_saved}
-    if own == [name for name, _, _ in of_saved] or set(own) != set(by_name) or len(of_saved) != len(by_name):
+    own = list(chain.from_iterable(names))
+    of_saved = [item for group in saved_groups for item in zip(group["param_names"], group["params"])]
+    by_name = dict(of_saved)
+    if own == [name for name, _ in of_saved] or set(own) != set(by_name) or len(of_saved) != len(by_name):
         return saved_groups
-    ordered = []
-    for group, saved in zip(groups, saved_groups):
-        found = [by_name[name] for name in group["param_names"]]
-        options: dict[str, Any] = {"params": [key for key, _ in found], "param_names": list(group["param_names"])}
-        if "num_blocks" in saved:
-            options["num_blocks"] = [num_blocks for _, num_blocks in found]
-        ordered.append({**saved, **options})
-    return ordered
-
-
-def _blocks(group: dict[str, Any]) -> list[Any]:
-    num_blocks = group.get("num_blocks", 1)
-    return list(num_blocks) if isinstance(num_blocks, (list, tuple)) else [num_blocks] * len(group["params"])
+    return [
+        {**saved, "params": [by_name[name] for name in of_group], "param_names": of_group}
+        for of_group, saved in zip(names, saved_groups)
+    ]
 
 
 def _check_algorithm(group: dict[str, Any]) -> None:
@@ -102,17 +130,18 @@ def _check_algorithm(group: dict[str, Any]) -> None:
 def _check_parts(param: Tensor, state: dict[str, Any], group: dict[str, Any], key: Any) -> None:
     """Raises `ValueError` for a state that no step could go on from."""
     of_parameter = f"the state of parameter {key} in the state dict"
-    others = [str(part) for part in state if part not in STATE_PARTS and part != "step"]
+    others = of_other_algorithms(state)
     if others:
         raise ValueError(
             f"{of_parameter} has {', '.join(others)}: it is of another optimizer than MoFO or AdamW, "
             "or of AdamW with amsgrad"
         )
-    missing = [part for part in ("step", "exp_avg", "exp_avg_sq") if state and state.get(part) is None]
-    if missing:
+    missing = [part for part in ("step", "exp_avg", "exp_avg_sq") if state.get(part) is None]
+    if missing and any(part in state for part in ("step", *STATE_PARTS)):
         raise ValueError(f"{of_parameter} has no {', '.join(missing)}")
-    for part, value in state.items():
-        if part == "step" or not isinstance(value, Tensor):
+    for part in STATE_PARTS:
+        value = state.get(part)
+        if not isinstance(value, Tensor):
             continue
         dtype = torch.float32 if part == "master" else group["state_dtype"]
         if torch.promote_types(value.dtype, dtype) is not dtype:
@@ -127,21 +156,38 @@ def _check_parts(param: Tensor, state: dict[str, Any], group: dict[str, Any], ke
         )
 
 
-def _kept(param: Tensor, state: dict[str, Any], key: Any) -> dict[str, Kept]:
-    return {part: Kept(_copy(param, value, part, key)) for part, value in state.items() if value is not None}
+def _kept(param: Tensor, state: dict[str, Any], key: Any, is_held: bool) -> dict[str, Any]:
+    """The state with what is ours in boxes; PyTorch does with the rest as it does with every optimizer's."""
+    held = set(state) if is_held else _held_elsewhere(state)
+    return {
+        part: Kept(_own(param, value, part, key, part in held)) if part == "step" or part in STATE_PARTS else value
+        for part, value in state.items()
+        if value is not None
+    }
 
 
-def _copy(param: Tensor, value: Any, part: str, key: Any) -> Any:
+def _own(param: Tensor, value: Any, part: str, key: Any, is_held: bool) -> Tensor:
+    """A copy, or the tensor itself if nobody else has it and it is where the parameter is: then it is copied later.
+
+    The first step copies it, one after the other, so that a file that was read is not in memory twice.
+    """
     what = f"{part} of parameter {key} in the state dict"
+    if isinstance(value, Tensor):
+        param, value = plain(param), plain(value)
     if part == "step":
         try:
-            return torch.tensor(step_count_of(value), dtype=torch.int64)
+            return torch.tensor(step_count_of(value), dtype=torch.int64, device="cpu")
         except ValueError as error:
             raise ValueError(f"{what}: {error}") from error
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout is not torch.strided:
         raise ValueError(f"{what} is no dense tensor of floating-point numbers")
     if value.shape != param.shape:
         raise ValueError(f"{what} has shape {tuple(value.shape)}, the parameter {tuple(param.shape)}")
+    if value.device.type == "meta":
+        raise ValueError(f"{what} is on the meta device, without numbers")
+    if not is_held and value.device == param.device and not value.requires_grad:
+        borrow(value)
+        return value
     if param.device.type == "meta" or not is_dense(param):
         return value.clone()
     return state_tensor(param, value.dtype, part).copy_(value.detach())

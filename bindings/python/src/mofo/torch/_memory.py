@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedParameter
+
+from ._replicated import plain
 
 # Those of src/memory.rs, for the same reason: a step goes through parameter, gradient and moments in lock-step, and
 # buffers that start at the same place modulo a large power of two compete for the same cache sets. PyTorch places all
@@ -17,13 +20,18 @@ STATE_PARTS = {"exp_avg": 0, "exp_avg_sq": 1, "master": 2}
 """The tensors of a parameter's state, and which offset of the period each one starts at."""
 
 
-def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill a stretch of memory without gaps and overlaps, in whatever order of the dimensions."""
-    if tensor.is_contiguous():
-        return True
-    # `empty_like` keeps the strides of exactly these tensors.
-    like = torch.empty_like(tensor, device="meta", memory_format=torch.preserve_format)
-    return like.stride() == tensor.stride()
+Span = tuple[str, int, int, int]
+"""Device, first address and the one after the last."""
+
+
+def span_of(tensor: Tensor) -> Span | None:
+    """The memory of a dense tensor, to be compared with others; None for a tensor without memory."""
+    if isinstance(tensor, UninitializedParameter) or tensor.device.type == "meta" or not tensor.numel():
+        return None
+    address = plain(tensor).data_ptr()
+    if not address:
+        return None
+    return tensor.device.type, tensor.device.index or 0, address, address + tensor.numel() * tensor.element_size()
 
 
 def same_order(tensor: Tensor, like: Tensor) -> bool:
@@ -43,13 +51,7 @@ def state_tensor(like: Tensor, dtype: torch.dtype, part: str) -> Tensor:
     numel = like.numel()
     if like.device.type != "cpu" or numel * itemsize < _LARGE:
         return torch.zeros(numel, dtype=dtype, device=like.device).as_strided(like.size(), like.stride())
-    memory = torch.zeros(numel + _PERIOD // itemsize, dtype=dtype)
+    memory = torch.zeros(numel + _PERIOD // itemsize, dtype=dtype, device=like.device)
     place = (STATE_PARTS[part] + 1) * _STAGGER // _CACHE_LINE * _CACHE_LINE
     offset = (place - memory.data_ptr()) % _PERIOD // itemsize
     return memory.as_strided(like.size(), like.stride(), offset)
-
-
-def fits_storage(tensor: Tensor) -> bool:
-    """Whether the storage holds the elements of the dense `tensor`: it may have been made smaller since."""
-    end = (tensor.storage_offset() + tensor.numel()) * tensor.element_size()
-    return tensor.untyped_storage().nbytes() >= end

@@ -74,10 +74,13 @@ class GroupSettings(NamedTuple):
 def raw_options(group: Mapping[str, Any], num_threads: int | None = None) -> tuple[Any, ...]:
     """A group's options as they stand, to see whether they have changed; and threads, by default PyTorch's."""
     values = [group[option] for option in OPTIONS]
-    learning_rate, num_blocks = values[0], values[5]
+    betas, num_blocks = values[1], values[5]
     # A tensor may change its value, a list its items, without becoming another object.
-    if isinstance(learning_rate, torch.Tensor):
-        values[0] = float(learning_rate)
+    for place in (0, 2, 3, 4):
+        if isinstance(values[place], torch.Tensor):
+            values[place] = float(values[place])
+    if isinstance(betas, (list, tuple)):
+        values[1] = tuple(float(beta) if isinstance(beta, torch.Tensor) else beta for beta in betas)
     if type(num_blocks) is not int and isinstance(num_blocks, Sequence):
         values[5] = tuple(num_blocks)
     return (*values, num_threads or torch.get_num_threads())
@@ -103,7 +106,7 @@ def settings_of(raw: tuple[Any, ...], num_params: int) -> GroupSettings:
         filter=_choice(options, "filter", FILTERS),
         weight_decay_scope=_choice(options, "weight_decay_scope", WEIGHT_DECAY_SCOPES),
         state_dtype=_choice(options, "state_dtype", STATE_DTYPES),
-        master_weights=_flag(options, "master_weights"),
+        master_weights=flag("master_weights", options["master_weights"]),
         rounding=_choice(options, "rounding", ROUNDINGS),
         seed=integer("seed", options["seed"], 0, 2**64 - 1),
         num_threads=min(raw[-1], MAX_THREADS),
@@ -115,7 +118,7 @@ def settings_of(raw: tuple[Any, ...], num_params: int) -> GroupSettings:
         epsilon=eps,
         weight_decay=weight_decay,
         update_fraction=update_fraction,
-        grad_scale=-1.0 if _flag(options, "maximize") else 1.0,
+        grad_scale=-1.0 if flag("maximize", options["maximize"]) else 1.0,
     )
     return GroupSettings(
         handle=handle,
@@ -126,21 +129,26 @@ def settings_of(raw: tuple[Any, ...], num_params: int) -> GroupSettings:
 
 
 def _number(options: dict[str, Any], name: str, least: float) -> float:
-    value = options[name]
-    try:
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be a number, not {value!r}") from error
+    number = _real(name, options[name])
     if not (math.isfinite(number) and number >= least):
         raise ValueError(f"{name} must be finite and at least {least:g}, not {number}")
     return number
 
 
-def _betas(value: Any) -> tuple[float, float]:
+def _real(name: str, value: Any) -> float:
+    # A text of a configuration file is no number, though float() would read it, and True is no 1.
     try:
-        beta1, beta2 = (float(beta) for beta in value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"betas must be two numbers, not {value!r}") from error
+        if isinstance(value, (bool, str, bytes, bytearray)) or type(value).__name__ == "bool_":
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, not {value!r}") from None
+
+
+def _betas(value: Any) -> tuple[float, float]:
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise TypeError(f"betas must be two numbers, not {value!r}")
+    beta1, beta2 = (_real(f"betas[{index}]", beta) for index, beta in enumerate(value))
     for index, beta in enumerate((beta1, beta2)):
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"betas[{index}] must be at least 0 and below 1, not {beta}")
@@ -161,8 +169,7 @@ def integer(name: str, value: Any, least: int, most: int) -> int:
     return number
 
 
-def _flag(options: dict[str, Any], name: str) -> bool:
-    value = options[name]
+def flag(name: str, value: Any) -> bool:
     if not (isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")):
         raise TypeError(f"{name} must be True or False, not {value!r}")
     return bool(value)

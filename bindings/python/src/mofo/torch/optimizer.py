@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, overload
 
@@ -12,10 +13,11 @@ from torch.nn.parameter import UninitializedParameter
 from torch.optim.optimizer import ParamsT
 
 from ._checks import overlapping, what_is_wrong_with
-from ._engine import Engine, names_of
+from ._engine import Engine
 from ._listed import Listed
 from ._loading import prepared, unpacked
-from ._settings import MAX_THREADS, OPTIONS, integer, raw_options, settings_of
+from ._names import Names, listed_names
+from ._settings import MAX_THREADS, OPTIONS, flag, integer, raw_options, settings_of
 
 
 class MoFO(torch.optim.Optimizer):
@@ -64,6 +66,15 @@ class MoFO(torch.optim.Optimizer):
         maximize: climb instead of descend.
         num_threads: threads of a step on the CPU, from 1 to 1024; None: `torch.get_num_threads()`, as it is at each
             step. Of the whole optimizer, not of a group, and no part of the state dict. It changes no bit.
+        skip_nonfinite: leave a step out, for all parameters, when a gradient holds a NaN or an infinity, which would
+            stop its entries for ever. `skipped_steps` counts such steps, and the first one is a RuntimeWarning that
+            names a parameter. Of the whole optimizer, like `num_threads`; may be set between steps. Costs another
+            reading of the gradients; on CUDA a step then waits for the backward pass, as with `GradScaler`.
+
+    Attributes:
+        skip_nonfinite: as above.
+        skipped_steps: how many steps were left out by `skip_nonfinite`. Copied and pickled with the optimizer, but no
+            part of the state dict.
 
     Raises:
         ValueError: an option is out of range; a parameter is neither float32, float16 nor bfloat16, not dense, a
@@ -90,6 +101,7 @@ class MoFO(torch.optim.Optimizer):
         seed: int = 0,
         maximize: bool = False,
         num_threads: int | None = None,
+        skip_nonfinite: bool = True,
     ) -> None:
         values = (
             lr,
@@ -110,19 +122,31 @@ class MoFO(torch.optim.Optimizer):
         # The numbers of blocks are of a group's parameters: they are looked at with the group.
         settings_of(raw_options({**defaults, "num_blocks": 1}), 0)
         self._num_threads = None if num_threads is None else integer("num_threads", num_threads, 1, MAX_THREADS)
-        self._engine = Engine()
-        self._listed = Listed()
+        self.skip_nonfinite = flag("skip_nonfinite", skip_nonfinite)
+        self.skipped_steps = 0
+        self._start()
         super().__init__(params, defaults)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # Loading, copying and unpickling end here, with other tensors than the library knows.
-        self._engine = Engine()
-        self._listed = Listed()
-        self.__dict__.setdefault("_num_threads", None)
+        self._start()
+        for name, value in (("_num_threads", None), ("skip_nonfinite", True), ("skipped_steps", 0)):
+            self.__dict__.setdefault(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_num_threads": self._num_threads}
+        own = ("_num_threads", "skip_nonfinite", "skipped_steps")
+        groups = [
+            {**group, "param_names": names} if "param_names" in group else group
+            for group, names in zip(self.param_groups, self._names.of(self.param_groups))
+        ]
+        return {**super().__getstate__(), "param_groups": groups, **{name: getattr(self, name) for name in own}}
+
+    def _start(self) -> None:
+        """With nothing told to the library, and no parameter listed."""
+        self._names = Names()
+        self._engine = Engine(self._names)
+        self._listed = Listed()
 
     @_disable_dynamo
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -147,7 +171,7 @@ class MoFO(torch.optim.Optimizer):
         params = group["params"]
         settings = settings_of(raw_options(group), len(params))
         blocks = (settings.num_blocks,) * len(params) if isinstance(settings.num_blocks, int) else settings.num_blocks
-        names = names_of(group, len(self.param_groups) - 1)
+        names = listed_names(group, len(self.param_groups) - 1)
         for param, name, num_blocks in zip(params, names, blocks):
             if not isinstance(name, str) or not name or "\0" in name:
                 raise ValueError(f"a parameter's name must be a text that is not empty and has no NUL, not {name!r}")
@@ -155,41 +179,64 @@ class MoFO(torch.optim.Optimizer):
             if problem is not None:
                 raise ValueError(f"parameter {name} {problem}")
         if not self._listed.add(names, params, len(self.param_groups) - 1):
-            self._check_all_groups()
+            self._check_all_groups(names)
+        self._names.add(params, names)
 
-    def _check_all_groups(self) -> None:
-        named = list(self._named_params())
+    def _check_all_groups(self, names_of_last: list[str]) -> None:
+        names = [*self._names.of(self.param_groups[:-1]), names_of_last]
+        named = [item for of_group, group in zip(names, self.param_groups) for item in zip(of_group, group["params"])]
         repeated = _repeated(name for name, _ in named)
         if repeated is not None:
             raise ValueError(f"two parameters are named {repeated}")
-        if len({id(param) for _, param in named}) < len(named):
-            raise ValueError("a parameter is listed twice")
+        seen: dict[int, str] = {}
+        for name, param in named:
+            if id(param) in seen:
+                raise ValueError(f"parameter {seen[id(param)]} is listed twice, the second time as {name}")
+            seen[id(param)] = name
         pair = overlapping(item for item in named if not isinstance(item[1], UninitializedParameter))
         if pair is not None:
             raise ValueError(f"parameters {pair[0]} and {pair[1]} share memory: list only one of them")
         self._listed = Listed()
         for number, group in enumerate(self.param_groups):
-            self._listed.add(names_of(group, number), group["params"], number)
+            self._listed.add(names[number], group["params"], number)
 
-    def _named_params(self) -> Iterable[tuple[str, Tensor]]:
-        for number, group in enumerate(self.param_groups):
-            yield from zip(names_of(group, number), group["params"])
+    def state_dict(self) -> dict[str, Any]:
+        """The state and the options, as in PyTorch; `param_names`, where groups have them, are those of `params`."""
+
+        def with_own_names(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+            for saved, names in zip(state_dict["param_groups"], self._names.of(self.param_groups)):
+                if "param_names" in saved:
+                    saved["param_names"] = names
+
+        after = self.register_state_dict_post_hook(with_own_names, prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            after.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads what `state_dict` gave, here or of an AdamW; options that it lacks stay as they are.
+        """Loads what `state_dict` gave, here or of an AdamW.
 
-        The tensors are copied, to the parameters' devices and layouts; those of the state keep their type (PyTorch
-        would cast moments to the type of the parameter). Training goes on with the bits that it would have had.
+        The tensors are copied, to the parameters' devices and layouts, and keep their type (PyTorch would cast moments
+        to the type of the parameter): at once if somebody else has them too, such as the optimizer that gave them, else
+        one after the other in the first step, so that a file which was read is not in memory twice. Training goes on
+        with the bits that it would have had. What others keep in the state is passed on as PyTorch does it.
 
         Parameters are matched by their place in the groups, as in PyTorch; but if both sides have the same
-        `param_names` in another order, by their names. Options are those of the groups at the same place.
+        `param_names` in another order, by their names.
 
-        Raises `ValueError`, and has changed nothing, if groups, shapes, types or steps do not fit, or if the state is
-        of another algorithm than AdamW or MoFO: of SGD, with amsgrad, of Adam with a weight decay.
+        `lr`, `betas`, `eps`, `weight_decay`, `maximize` and `seed` are those of the state dict, of the groups at the
+        same place; all other options, and those that it lacks, stay as the optimizer was made with.
+
+        Raises `ValueError`, and has changed nothing, if groups, shapes, types or steps do not fit, if `state_dtype` is
+        another one, or if the state is of another algorithm than AdamW or MoFO: of SGD, with amsgrad, of Adam with a
+        weight decay.
         """
         # A hook that comes after all others sees what is to be loaded at last; tensors are boxed, so that PyTorch
         # passes them on as they are; and unpacked before any other hook sees what was loaded.
-        before = self.register_load_state_dict_pre_hook(prepared)
+        before = self.register_load_state_dict_pre_hook(
+            lambda _, given: prepared(self.param_groups, self._names.of(self.param_groups), given)
+        )
         after = self.register_load_state_dict_post_hook(unpacked, prepend=True)
         try:
             super().load_state_dict(state_dict)
@@ -207,6 +254,8 @@ class MoFO(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Steps every parameter that has a gradient; the others, and their state, are left alone.
+
+        If a gradient holds a NaN or an infinity nothing is stepped, unless `skip_nonfinite` is off.
 
         Args:
             closure: computes the loss with gradients, and returns it.
@@ -232,7 +281,26 @@ class MoFO(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._engine.step(self.param_groups, self.state, self._num_threads)
+        skip_nonfinite = flag("skip_nonfinite", self.skip_nonfinite)
+        was_frozen = self._engine.frozen is not None
+        nonfinite = self._engine.step(self.param_groups, self.state, self._num_threads, skip_nonfinite)
+        if nonfinite is not None:
+            self.skipped_steps += 1
+            if self.skipped_steps == 1:
+                warnings.warn(
+                    f"a step is skipped: the gradient of parameter {nonfinite} holds a NaN or an infinity "
+                    "(`skip_nonfinite`; `skipped_steps` counts from now on, without a warning)",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        if self._engine.frozen is not None and not was_frozen:
+            warnings.warn(
+                f"entries of parameter {self._engine.frozen} will never move again: their moments are not finite, "
+                "because a gradient was not (`skip_nonfinite` would have skipped the step), or was so large that its "
+                "square is not",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         return loss
 
 
