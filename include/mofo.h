@@ -337,12 +337,14 @@ typedef struct mofo_tensor {
      */
     const char *name;
     /**
-     * Entries, at least 1. Only their number matters, not the shape; they are contiguous.
+     * Entries. Only their number matters, not the shape; they are contiguous. A tensor of 0, as a shard or an expert
+     * may be, takes part in every step that does not leave it out of its list, and nothing happens but that the step is
+     * counted: it has no buffers, and its pointers are not looked at. Default 0.
      */
     uint64_t numel;
     /**
      * Cuts the tensor into this many equal contiguous blocks, each with its own largest α: for a buffer
-     * that stacks the matrices of several layers or heads. Must divide `numel`. Default 1.
+     * that stacks the matrices of several layers or heads. Must divide `numel`; of 0 it may be any number. Default 1.
      */
     uint64_t num_blocks;
     /**
@@ -446,11 +448,11 @@ typedef struct mofo_tensor_info {
      */
     uint64_t step_count;
     /**
-     * The first moment: `numel` elements of `state_dtype`.
+     * The first moment: `numel` elements of `state_dtype`; NULL if there are none.
      */
     void *exp_avg;
     /**
-     * The second moment: `numel` elements of `state_dtype`.
+     * The second moment, likewise.
      */
     void *exp_avg_sq;
     /**

@@ -46,6 +46,7 @@ programs! {
     options: "c/options.c" with shared_library static_library;
     tensor: "c/tensor.c" with shared_library static_library;
     step: "c/step.c" with shared_library static_library;
+    empty: "c/empty.c" with shared_library static_library;
     state: "c/state.c" with shared_library static_library;
     errors: "c/errors.c" with shared_library static_library;
     bad_input: "c/bad_input.c" with shared_library static_library;

@@ -235,12 +235,13 @@ fn match_tensor(
             entry.step_count
         );
     }
-    if entry.master && (tensor.buffers.master.is_null() || entry.step_count == 0) {
+    let takes_master = !tensor.buffers.master.is_null() || tensor.numel == 0;
+    if entry.master && (!takes_master || entry.step_count == 0) {
         fail!(
             Checkpoint,
             "it has a master copy there, after {} steps; the optimizer's tensor can take none{}",
             entry.step_count,
-            if tensor.buffers.master.is_null() {
+            if !takes_master {
                 ": that takes master_weights and a parameter of 16 bits"
             } else {
                 " before the first step"
