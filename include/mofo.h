@@ -611,6 +611,60 @@ typedef struct mofo_memory_info {
     uint64_t entries;
 } mofo_memory_info;
 
+/**
+ * What a load has found.
+ */
+typedef struct mofo_load_report {
+    /**
+     * Tensors whose state was taken from the checkpoint.
+     */
+    uint64_t tensors_loaded;
+    /**
+     * Tensors of the optimizer that the checkpoint has not: they are as they were.
+     */
+    uint64_t tensors_missing;
+    /**
+     * Tensors of the checkpoint that the optimizer has not.
+     */
+    uint64_t tensors_ignored;
+} mofo_load_report;
+
+/**
+ * How to load. Fill it with `mofo_load_args_init`, then change what should differ.
+ */
+typedef struct mofo_load_args {
+    /**
+     * Set by `mofo_load_args_init`: the size of the struct that the caller was compiled with.
+     */
+    uint64_t struct_size;
+    /**
+     * 1: the checkpoint may have tensors more or fewer than the optimizer. Those that both have are loaded; a tensor
+     * that the checkpoint has not stays as it is, and what the optimizer has not is ignored, and not even read. 0
+     * (default): both must have the same tensors.
+     */
+    int32_t partial;
+    /**
+     * Zero.
+     */
+    int32_t reserved;
+    /**
+     * Where to write what was found, or NULL (default).
+     */
+    struct mofo_load_report *report;
+    /**
+     * `sizeof *report`; not looked at if `report` is NULL.
+     */
+    uint64_t report_size;
+    /**
+     * Where to write which tensors were loaded, or NULL (default): at the index of a tensor 1 if it was, else 0.
+     */
+    uint8_t *loaded;
+    /**
+     * How many bytes `loaded` has: at least as many as tensors were added, those that were removed included.
+     */
+    uint64_t num_loaded;
+} mofo_load_args;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -836,6 +890,16 @@ int32_t mofo_memory(struct mofo_optimizer *optimizer, struct mofo_memory_info *i
 int32_t mofo_cpu_tier(struct mofo_optimizer *optimizer);
 
 /**
+ * Fills `*args` with the defaults; `size` is `sizeof *args`.
+ *
+ * Errors: `MOFO_ERROR_INVALID_ARGUMENT` if `args` is NULL or `size` is not that of a `mofo_load_args`.
+ *
+ * Requires:
+ * `args` is NULL or points to `size` writable bytes.
+ */
+int32_t mofo_load_args_init(struct mofo_load_args *args, uint64_t size);
+
+/**
  * Writes the optimizer's state to a file: moments, master copies, step counts and the seed, as safetensors
  * (docs/checkpoints.md describes the format). Parameters are yours to save. `path` is UTF-8 on Windows, elsewhere as
  * the system has it.
@@ -882,6 +946,23 @@ int32_t mofo_load(struct mofo_optimizer *optimizer,
                   const char *path);
 
 /**
+ * As `mofo_load`, as far as `args` says; a NULL `args` is all defaults, and `mofo_load`.
+ *
+ * With `args->partial` the tensors that the file and the optimizer both have are loaded, matched by name; what is
+ * wrong with one of these is an error as in `mofo_load`. The seed is taken from the file.
+ *
+ * Errors: as for `mofo_load`; `MOFO_ERROR_CHECKPOINT` also if file and optimizer have tensors, but none in common;
+ * `MOFO_ERROR_INVALID_STATE` for a file without all tensors after a load that broke off half-way.
+ *
+ * Requires:
+ * `optimizer` is NULL or alive, `path` is NULL or ends in a NUL, `args` is NULL or points to an initialised struct
+ * whose pointers are valid and to none of the optimizer's buffers.
+ */
+int32_t mofo_load_with(struct mofo_optimizer *optimizer,
+                       const char *path,
+                       const struct mofo_load_args *args);
+
+/**
  * Writes to `*bytes` how many bytes `mofo_save_to_memory` would write now. It changes with steps and tensors.
  *
  * Errors: `MOFO_ERROR_INVALID_ARGUMENT`, `MOFO_ERROR_INVALID_STATE`, `MOFO_ERROR_OUT_OF_MEMORY`, `MOFO_ERROR_CUDA`.
@@ -919,6 +1000,20 @@ int32_t mofo_save_to_memory(struct mofo_optimizer *optimizer,
 int32_t mofo_load_from_memory(struct mofo_optimizer *optimizer,
                               const void *buffer,
                               uint64_t size);
+
+/**
+ * As `mofo_load_with`, from memory as `mofo_load_from_memory`.
+ *
+ * Errors: as for `mofo_load_with`.
+ *
+ * Requires:
+ * `optimizer` is NULL or alive, `buffer` is NULL or has `size` readable bytes, `args` is as for `mofo_load_with` and
+ * points to nothing within the buffer.
+ */
+int32_t mofo_load_from_memory_with(struct mofo_optimizer *optimizer,
+                                   const void *buffer,
+                                   uint64_t size,
+                                   const struct mofo_load_args *args);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -305,6 +305,39 @@ struct StepArgs : mofo_step_args {
     }
 };
 
+/** What a load has found. */
+struct LoadReport : mofo_load_report {
+    LoadReport() noexcept : mofo_load_report() {}
+};
+
+/** `mofo_load_args` with its defaults. */
+struct LoadArgs : mofo_load_args {
+    LoadArgs() noexcept : mofo_load_args() {
+        // Cannot fail: the pointer is not NULL, and the size is that of the header.
+        (void)mofo_load_args_init(this, sizeof(mofo_load_args));
+    }
+
+    /** Whether the checkpoint may have tensors more or fewer than the optimizer. */
+    LoadArgs &set_partial(bool value) noexcept {
+        partial = value ? 1 : 0;
+        return *this;
+    }
+
+    /** Write there what was found. */
+    LoadArgs &report_to(mofo_load_report &out) noexcept {
+        report = &out;
+        report_size = sizeof out;
+        return *this;
+    }
+
+    /** Write there, at the index of each tensor, 1 if it was loaded, else 0. */
+    LoadArgs &mark_loaded(std::uint8_t *marks, std::size_t count) noexcept {
+        loaded = marks;
+        num_loaded = count;
+        return *this;
+    }
+};
+
 /** An optimizer. Empty after a move and by default; every call on an empty one is `invalid_argument`. */
 class Optimizer {
   public:
@@ -381,12 +414,18 @@ class Optimizer {
     }
     Status try_save(const char *path) noexcept { return Status{mofo_save(handle_, path)}; }
     Status try_load(const char *path) noexcept { return Status{mofo_load(handle_, path)}; }
+    Status try_load(const char *path, const mofo_load_args &args) noexcept {
+        return Status{mofo_load_with(handle_, path, &args)};
+    }
     Status try_save_size(std::uint64_t &bytes) noexcept { return Status{mofo_save_size(handle_, &bytes)}; }
     Status try_save_to_memory(void *buffer, std::uint64_t size, std::uint64_t &written) noexcept {
         return Status{mofo_save_to_memory(handle_, buffer, size, &written)};
     }
     Status try_load_from_memory(const void *buffer, std::uint64_t size) noexcept {
         return Status{mofo_load_from_memory(handle_, buffer, size)};
+    }
+    Status try_load_from_memory(const void *buffer, std::uint64_t size, const mofo_load_args &args) noexcept {
+        return Status{mofo_load_from_memory_with(handle_, buffer, size, &args)};
     }
 
 #if defined(__cpp_exceptions)
@@ -444,6 +483,7 @@ class Optimizer {
     }
     void save(const std::string &path) { check(try_save(path.c_str())); }
     void load(const std::string &path) { check(try_load(path.c_str())); }
+    void load(const std::string &path, const mofo_load_args &args) { check(try_load(path.c_str(), args)); }
     std::uint64_t save_size() {
         std::uint64_t bytes = 0;
         check(try_save_size(bytes));
@@ -461,6 +501,9 @@ class Optimizer {
         return buffer;
     }
     void load_from_memory(const void *buffer, std::size_t size) { check(try_load_from_memory(buffer, size)); }
+    void load_from_memory(const void *buffer, std::size_t size, const mofo_load_args &args) {
+        check(try_load_from_memory(buffer, size, args));
+    }
     void load_from_memory(const std::vector<unsigned char> &buffer) { load_from_memory(buffer.data(), buffer.size()); }
 #endif
 

@@ -62,6 +62,7 @@ programs! {
     checkpoint_file: "c/checkpoint_file.c" with shared_library static_library;
     checkpoint_damage: "c/checkpoint_damage.c" with shared_library static_library;
     checkpoint_faults: "c/checkpoint_faults.c" with static_library;
+    checkpoint_partial: "c/checkpoint_partial.c" with shared_library static_library;
     checkpoint_memory: "c/checkpoint_memory.c" with static_library;
     cpp_optimizer: "cpp/optimizer.cpp" with shared_library static_library;
     cpp_checkpoint: "cpp/checkpoint.cpp" with shared_library static_library;
