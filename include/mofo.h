@@ -241,23 +241,23 @@ typedef struct mofo_options {
      */
     int32_t device_index;
     /**
-     * Learning rate η: finite, at least 0. Default 1e-3.
+     * Learning rate: finite, at least 0. Default 1e-3.
      */
     double learning_rate;
     /**
-     * Decay rate β1 of the first moment: in [0, 1). Default 0.9.
+     * Decay rate of the first moment: in [0, 1). Default 0.9.
      */
     double beta1;
     /**
-     * Decay rate β2 of the second moment: in [0, 1). Default 0.999.
+     * Decay rate of the second moment: in [0, 1). Default 0.999.
      */
     double beta2;
     /**
-     * ε, added to the root of the second moment: finite, at least 0. Default 1e-8.
+     * Added to the root of the second moment: finite, at least 0. Default 1e-8.
      */
     double epsilon;
     /**
-     * Decoupled weight decay λ: finite, at least 0. Default 0.
+     * Decoupled weight decay: finite, at least 0. Default 0.
      */
     double weight_decay;
     /**
@@ -265,11 +265,11 @@ typedef struct mofo_options {
      */
     int32_t weight_decay_scope;
     /**
-     * `MOFO_FILTER_MOMENTUM` (default) or another `MOFO_FILTER_…`.
+     * `MOFO_FILTER_MOMENTUM` (default) or another `MOFO_FILTER_...`.
      */
     int32_t filter;
     /**
-     * Update fraction α: the share of each block that moves in a step, in (0, 1]; 1 is AdamW. The MoFO
+     * Update fraction: the share of each block that moves in a step, in (0, 1]; 1 is AdamW. The MoFO
      * paper uses 0.03 to 0.2. Default 0.1.
      */
     double update_fraction;
@@ -306,7 +306,7 @@ typedef struct mofo_options {
      */
     int32_t num_threads;
     /**
-     * `MOFO_CPU_TIER_BEST` (default) or another `MOFO_CPU_TIER_…`. All give the same bits. A tier that the machine
+     * `MOFO_CPU_TIER_BEST` (default) or another `MOFO_CPU_TIER_...`. All give the same bits. A tier that the machine
      * lacks is `MOFO_ERROR_UNSUPPORTED`. With `MOFO_CPU_TIER_BEST`, and only then, the environment variable
      * `MOFO_CPU_TIER` can name a tier: "portable", "avx2" or "avx512"; unset or empty it names none, and anything
      * else is `MOFO_ERROR_INVALID_ARGUMENT`. `mofo_cpu_tier` tells which one is used.
@@ -343,7 +343,7 @@ typedef struct mofo_tensor {
      */
     uint64_t numel;
     /**
-     * Cuts the tensor into this many equal contiguous blocks, each with its own largest α: for a buffer
+     * Cuts the tensor into this many equal contiguous blocks, each with a share of its own that moves: for a buffer
      * that stacks the matrices of several layers or heads. Must divide `numel`; of 0 it may be any number. Default 1.
      */
     uint64_t num_blocks;
@@ -365,12 +365,12 @@ typedef struct mofo_tensor {
      */
     const void *grad;
     /**
-     * α of this tensor, in (0, 1], or `MOFO_INHERIT` (default). Biases and norm weights are usually given
+     * The update fraction of this tensor, in (0, 1], or `MOFO_INHERIT` (default). Biases and norm weights are usually given
      * 1; the library never guesses from names.
      */
     double update_fraction;
     /**
-     * λ of this tensor, finite and at least 0, or `MOFO_INHERIT` (default).
+     * The weight decay of this tensor, finite and at least 0, or `MOFO_INHERIT` (default).
      */
     double weight_decay;
     /**
@@ -532,11 +532,11 @@ typedef struct mofo_step_args {
      */
     uint64_t struct_size;
     /**
-     * η of this step: finite, at least 0, or `MOFO_INHERIT` (default).
+     * The learning rate of this step: finite, at least 0, or `MOFO_INHERIT` (default).
      */
     double learning_rate;
     /**
-     * α of this step, in (0, 1], for the tensors that have none of their own; or `MOFO_INHERIT` (default).
+     * The update fraction of this step, in (0, 1], for the tensors that have none of their own; or `MOFO_INHERIT` (default).
      */
     double update_fraction;
     /**
@@ -574,7 +574,7 @@ typedef struct mofo_step_args {
      */
     uint64_t report_size;
     /**
-     * CUDA: where in device, managed or page-locked memory η of this step is, in place of `learning_rate`; read when
+     * CUDA: where in device, managed or page-locked memory the learning rate of this step is, in place of `learning_rate`; read when
      * the step runs, so that a step captured in a graph can follow a schedule. Not finite or negative: the step is
      * not taken (see `mofo_step_report.status`). NULL (default): as `learning_rate` says. NULL on the CPU.
      */
@@ -667,7 +667,7 @@ typedef struct mofo_load_args {
 
 #ifdef __cplusplus
 extern "C" {
-#endif // __cplusplus
+#endif  /* __cplusplus */
 
 /**
  * The library's version, "major.minor.patch". The text is static.
@@ -882,7 +882,7 @@ void mofo_destroy(struct mofo_optimizer *optimizer);
 int32_t mofo_memory(struct mofo_optimizer *optimizer, struct mofo_memory_info *info, uint64_t size);
 
 /**
- * The `MOFO_CPU_TIER_…` that the optimizer uses, or a negative status if `optimizer` is NULL or works on CUDA.
+ * The `MOFO_CPU_TIER_...` that the optimizer uses, or a negative status if `optimizer` is NULL or works on CUDA.
  *
  * Requires:
  * `optimizer` is NULL or alive.
@@ -1016,7 +1016,7 @@ int32_t mofo_load_from_memory_with(struct mofo_optimizer *optimizer,
                                    const struct mofo_load_args *args);
 
 #ifdef __cplusplus
-}  // extern "C"
-#endif  // __cplusplus
+}  /* extern "C" */
+#endif  /* __cplusplus */
 
 #endif  /* MOFO_H */

@@ -41,6 +41,12 @@
 
 #include "mofo.h"
 
+/* What other headers define as macros, until the end of this one: <X11/Xlib.h>, and Apple's <AssertMacros.h>. */
+#pragma push_macro("Status")
+#pragma push_macro("check")
+#undef Status
+#undef check
+
 namespace mofo {
 
 /** "As the optimizer has it": `MOFO_INHERIT`. */
@@ -63,6 +69,9 @@ enum class [[nodiscard]] Status : std::int32_t {
     io = MOFO_ERROR_IO,
     internal = MOFO_ERROR_INTERNAL
 };
+
+/** Another name of it, for programs in which `Status` is a macro. */
+using StatusCode = Status;
 
 /** Whether the call failed. `Status::skipped` is no failure. */
 constexpr bool failed(Status status) noexcept { return static_cast<std::int32_t>(status) < 0; }
@@ -104,6 +113,12 @@ enum class CpuTier : std::int32_t {
 };
 
 #if defined(__cpp_exceptions)
+#if defined(__clang__)
+#pragma clang diagnostic push
+// There is no source file that its virtual table could be in.
+#pragma clang diagnostic ignored "-Wweak-vtables"
+#pragma clang diagnostic ignored "-Wpadded"
+#endif
 /** What the throwing calls throw: a status, and the text of `last_error`. */
 class Error : public std::runtime_error {
   public:
@@ -114,6 +129,9 @@ class Error : public std::runtime_error {
   private:
     Status status_;
 };
+#if defined(__clang__)
+#pragma clang diagnostic pop
+#endif
 #endif
 
 /**
@@ -496,7 +514,7 @@ class Optimizer {
         return written;
     }
     std::vector<unsigned char> save_to_memory() {
-        std::vector<unsigned char> buffer(static_cast<std::size_t>(save_size()));
+        std::vector<unsigned char> buffer(save_size());
         (void)save_to_memory(buffer.data(), buffer.size());
         return buffer;
     }
@@ -524,5 +542,8 @@ class Optimizer {
 };
 
 }  // namespace mofo
+
+#pragma pop_macro("check")
+#pragma pop_macro("Status")
 
 #endif  // MOFO_HPP

@@ -58,9 +58,9 @@ const _: () = assert!(size_of::<mofo_step_report>() as u64 == STEP_REPORT_BYTES)
 pub struct mofo_step_args {
     /// Set by `mofo_step_args_init`: the size of the struct that the caller was compiled with.
     pub struct_size: u64,
-    /// η of this step: finite, at least 0, or `MOFO_INHERIT` (default).
+    /// The learning rate of this step: finite, at least 0, or `MOFO_INHERIT` (default).
     pub learning_rate: f64,
-    /// α of this step, in (0, 1], for the tensors that have none of their own; or `MOFO_INHERIT` (default).
+    /// The update fraction of this step, in (0, 1], for the tensors that have none of their own; or `MOFO_INHERIT` (default).
     pub update_fraction: f64,
     /// Multiplies every gradient: 1 / loss scale, 1 / accumulation steps. Finite. Default 1.
     pub grad_scale: f64,
@@ -82,7 +82,7 @@ pub struct mofo_step_args {
     pub report: *mut mofo_step_report,
     /// `sizeof *report`; not looked at if `report` is NULL.
     pub report_size: u64,
-    /// CUDA: where in device, managed or page-locked memory η of this step is, in place of `learning_rate`; read when
+    /// CUDA: where in device, managed or page-locked memory the learning rate of this step is, in place of `learning_rate`; read when
     /// the step runs, so that a step captured in a graph can follow a schedule. Not finite or negative: the step is
     /// not taken (see `mofo_step_report.status`). NULL (default): as `learning_rate` says. NULL on the CPU.
     pub device_learning_rate: *const f64,
