@@ -253,7 +253,8 @@ typedef struct mofo_options {
      */
     double beta2;
     /**
-     * Added to the root of the second moment: finite, at least 0. Default 1e-8.
+     * Added to the root of the second moment: finite, at least 0. Default 1e-8. Below 1e-17, and with 0, gradients below
+     * 4e-18 can move entries far, or to infinity: docs/numerics.md.
      */
     double epsilon;
     /**

@@ -83,7 +83,8 @@ pub struct mofo_options {
     pub beta1: f64,
     /// Decay rate of the second moment: in [0, 1). Default 0.999.
     pub beta2: f64,
-    /// Added to the root of the second moment: finite, at least 0. Default 1e-8.
+    /// Added to the root of the second moment: finite, at least 0. Default 1e-8. Below 1e-17, and with 0, gradients below
+    /// 4e-18 can move entries far, or to infinity: docs/numerics.md.
     pub epsilon: f64,
     /// Decoupled weight decay: finite, at least 0. Default 0.
     pub weight_decay: f64,
