@@ -277,6 +277,14 @@ struct Tensor : mofo_tensor {
         set_grad(grad_data);
     }
 
+    /** Bound, with dtypes that are known when the program runs: from `void *`, as tensors of a file or a framework have. */
+    Tensor(const char *tensor_name, void *param_data, Dtype param_type, const void *grad_data, Dtype grad_type,
+           std::uint64_t tensor_numel) noexcept
+        : Tensor(tensor_name, tensor_numel) {
+        set_param(param_data, param_type);
+        set_grad(grad_data, grad_type);
+    }
+
     /** The parameter; its dtype is that of the pointer. NULL leaves it to be bound later. */
     template <class T> Tensor &set_param(T *data) noexcept { return set_param(data, dtype_of<T>::value); }
     Tensor &set_param(void *data, Dtype dtype) noexcept {
