@@ -27,6 +27,7 @@
 #   make emulated-cuda  the CUDA driver that the tests emulate: LD_LIBRARY_PATH=build/emulated-cuda runs programs on it
 #   make cuda-headers  fetches cuda.h from PyPI into build/, for machines without a CUDA toolkit
 #   make gpu-bundle  build/gpu-bundle/: tests and benchmark for a machine with an NVIDIA GPU, without Rust or network
+#   make fuzz       random checkpoints and calls, FUZZ_SECONDS (60) each; needs a nightly Rust and cargo-fuzz (fuzz/README.md)
 #   make sanitize   the demo and the engine under AddressSanitizer and UndefinedBehaviorSanitizer, a few steps
 #   make thread-sanitizer   the C tests that use threads under ThreadSanitizer; needs a nightly Rust with rust-src
 #   make valgrind   the demo and the engine under valgrind, a few steps
@@ -55,6 +56,7 @@ STRIP ?= strip
 SIZE_LIMIT ?= 1000000
 # What the benchmark's plain C loop is compiled for.
 NATIVE ?= -march=native
+FUZZ_SECONDS ?= 60
 PREFIX ?= /usr/local
 LIBDIR ?= $(PREFIX)/lib
 INCLUDEDIR ?= $(PREFIX)/include
@@ -111,7 +113,7 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-f
 .PHONY: all library demo demo-cuda engine examples test lint fmt header kernels kernels-check bench bench-failing bench-estimates bench-torch
 .PHONY: bench-plots bench-cuda
 .PHONY: test-python test-torch lint-python python-venv wheel
-.PHONY: size lint-cuda cuda-headers emulated-cuda finetune-cuda gpu-bundle sanitize thread-sanitizer valgrind clean FORCE
+.PHONY: fuzz size lint-cuda cuda-headers emulated-cuda finetune-cuda gpu-bundle sanitize thread-sanitizer valgrind clean FORCE
 .PHONY: package install uninstall vendor test-packaging
 
 all: library
@@ -216,6 +218,7 @@ wheel: library python-venv
 
 lint: $(if $(CUDA_HEADER),lint-cuda)
 	$(CARGO) fmt --check
+	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --all-targets -- -D warnings
 	$(CARGO) clippy --no-default-features --lib -- -D warnings
 	$(CARGO) clippy --features forced-paths --test paths -- -D warnings
@@ -250,6 +253,15 @@ kernels:
 
 kernels-check:
 	$(PYTHON) src/cuda/kernels/compile.py --check
+
+# The fuzzer asks for more memory than there is, and expects to be told. What it finds goes to the first folder.
+fuzz:
+	for target in checkpoint calls; do \
+	    mkdir -p build/fuzz/$$target && \
+	    ASAN_OPTIONS=allocator_may_return_null=1 $(CARGO) +nightly fuzz run --target-dir $(abspath $(TARGET_DIR))/fuzz $$target \
+	        build/fuzz/$$target fuzz/corpus/$$target -- -dict=fuzz/checkpoint.dict -len_control=0 -max_len=2048 \
+	        -timeout=60 -print_final_stats=1 -max_total_time=$(FUZZ_SECONDS) || exit 1; \
+	done
 
 # In a target directory of its own: it must not replace the library that the rest is linked with.
 size: | build

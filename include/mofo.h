@@ -241,23 +241,24 @@ typedef struct mofo_options {
      */
     int32_t device_index;
     /**
-     * Learning rate η: finite, at least 0. Default 1e-3.
+     * Learning rate: finite, at least 0. Default 1e-3.
      */
     double learning_rate;
     /**
-     * Decay rate β1 of the first moment: in [0, 1). Default 0.9.
+     * Decay rate of the first moment: in [0, 1). Default 0.9.
      */
     double beta1;
     /**
-     * Decay rate β2 of the second moment: in [0, 1). Default 0.999.
+     * Decay rate of the second moment: in [0, 1). Default 0.999.
      */
     double beta2;
     /**
-     * ε, added to the root of the second moment: finite, at least 0. Default 1e-8.
+     * Added to the root of the second moment: finite, at least 0. Default 1e-8. Below 1e-17, and with 0, gradients below
+     * 4e-18 can move entries far, or to infinity: docs/numerics.md.
      */
     double epsilon;
     /**
-     * Decoupled weight decay λ: finite, at least 0. Default 0.
+     * Decoupled weight decay: finite, at least 0. Default 0.
      */
     double weight_decay;
     /**
@@ -265,11 +266,11 @@ typedef struct mofo_options {
      */
     int32_t weight_decay_scope;
     /**
-     * `MOFO_FILTER_MOMENTUM` (default) or another `MOFO_FILTER_…`.
+     * `MOFO_FILTER_MOMENTUM` (default) or another `MOFO_FILTER_...`.
      */
     int32_t filter;
     /**
-     * Update fraction α: the share of each block that moves in a step, in (0, 1]; 1 is AdamW. The MoFO
+     * Update fraction: the share of each block that moves in a step, in (0, 1]; 1 is AdamW. The MoFO
      * paper uses 0.03 to 0.2. Default 0.1.
      */
     double update_fraction;
@@ -306,7 +307,7 @@ typedef struct mofo_options {
      */
     int32_t num_threads;
     /**
-     * `MOFO_CPU_TIER_BEST` (default) or another `MOFO_CPU_TIER_…`. All give the same bits. A tier that the machine
+     * `MOFO_CPU_TIER_BEST` (default) or another `MOFO_CPU_TIER_...`. All give the same bits. A tier that the machine
      * lacks is `MOFO_ERROR_UNSUPPORTED`. With `MOFO_CPU_TIER_BEST`, and only then, the environment variable
      * `MOFO_CPU_TIER` can name a tier: "portable", "avx2" or "avx512"; unset or empty it names none, and anything
      * else is `MOFO_ERROR_INVALID_ARGUMENT`. `mofo_cpu_tier` tells which one is used.
@@ -337,12 +338,14 @@ typedef struct mofo_tensor {
      */
     const char *name;
     /**
-     * Entries, at least 1. Only their number matters, not the shape; they are contiguous.
+     * Entries. Only their number matters, not the shape; they are contiguous. A tensor of 0, as a shard or an expert
+     * may be, takes part in every step that does not leave it out of its list, and nothing happens but that the step is
+     * counted: it has no buffers, and its pointers are not looked at. Default 0.
      */
     uint64_t numel;
     /**
-     * Cuts the tensor into this many equal contiguous blocks, each with its own largest α: for a buffer
-     * that stacks the matrices of several layers or heads. Must divide `numel`. Default 1.
+     * Cuts the tensor into this many equal contiguous blocks, each with a share of its own that moves: for a buffer
+     * that stacks the matrices of several layers or heads. Must divide `numel`; of 0 it may be any number. Default 1.
      */
     uint64_t num_blocks;
     /**
@@ -363,12 +366,12 @@ typedef struct mofo_tensor {
      */
     const void *grad;
     /**
-     * α of this tensor, in (0, 1], or `MOFO_INHERIT` (default). Biases and norm weights are usually given
+     * The update fraction of this tensor, in (0, 1], or `MOFO_INHERIT` (default). Biases and norm weights are usually given
      * 1; the library never guesses from names.
      */
     double update_fraction;
     /**
-     * λ of this tensor, finite and at least 0, or `MOFO_INHERIT` (default).
+     * The weight decay of this tensor, finite and at least 0, or `MOFO_INHERIT` (default).
      */
     double weight_decay;
     /**
@@ -446,11 +449,11 @@ typedef struct mofo_tensor_info {
      */
     uint64_t step_count;
     /**
-     * The first moment: `numel` elements of `state_dtype`.
+     * The first moment: `numel` elements of `state_dtype`; NULL if there are none.
      */
     void *exp_avg;
     /**
-     * The second moment: `numel` elements of `state_dtype`.
+     * The second moment, likewise.
      */
     void *exp_avg_sq;
     /**
@@ -541,11 +544,11 @@ typedef struct mofo_step_args {
      */
     uint64_t struct_size;
     /**
-     * η of this step: finite, at least 0, or `MOFO_INHERIT` (default).
+     * The learning rate of this step: finite, at least 0, or `MOFO_INHERIT` (default).
      */
     double learning_rate;
     /**
-     * α of this step, in (0, 1], for the tensors that have none of their own; or `MOFO_INHERIT` (default).
+     * The update fraction of this step, in (0, 1], for the tensors that have none of their own; or `MOFO_INHERIT` (default).
      */
     double update_fraction;
     /**
@@ -584,42 +587,42 @@ typedef struct mofo_step_args {
      */
     uint64_t report_size;
     /**
-     * CUDA: where in device, managed or page-locked memory η of this step is, in place of `learning_rate`; read when
+     * CUDA: where in device, managed or page-locked memory the learning rate of this step is, in place of `learning_rate`; read when
      * the step runs, so that a step captured in a graph can follow a schedule. Not finite or negative: the step is
      * not taken (see `mofo_step_report.status`). NULL (default): as `learning_rate` says. NULL on the CPU.
      */
     const double *device_learning_rate;
     /**
-     * β1 of this step: in [0, 1), or `MOFO_INHERIT` (default).
+     * beta1 of this step: in [0, 1), or `MOFO_INHERIT` (default).
      */
     double beta1;
     /**
-     * β2 of this step, likewise.
+     * beta2 of this step, likewise.
      */
     double beta2;
     /**
-     * ε of this step: finite, at least 0, or `MOFO_INHERIT` (default).
+     * epsilon of this step: finite, at least 0, or `MOFO_INHERIT` (default).
      */
     double epsilon;
     /**
-     * λ of this step, for the tensors that have none of their own: finite, at least 0, or `MOFO_INHERIT` (default).
+     * The weight decay of this step, for the tensors that have none of their own: finite, at least 0, or `MOFO_INHERIT` (default).
      */
     double weight_decay;
     /**
-     * CUDA: where β1 of this step is, in place of `beta1`, as with `device_learning_rate`. Out of its range: the step is
+     * CUDA: where beta1 of this step is, in place of `beta1`, as with `device_learning_rate`. Out of its range: the step is
      * not taken.
      */
     const double *device_beta1;
     /**
-     * CUDA: likewise β2.
+     * CUDA: likewise beta2.
      */
     const double *device_beta2;
     /**
-     * CUDA: likewise ε.
+     * CUDA: likewise epsilon.
      */
     const double *device_epsilon;
     /**
-     * CUDA: likewise λ, of the tensors that have none of their own.
+     * CUDA: likewise the weight decay, of the tensors that have none of their own.
      */
     const double *device_weight_decay;
 } mofo_step_args;
@@ -654,9 +657,63 @@ typedef struct mofo_memory_info {
     uint64_t entries;
 } mofo_memory_info;
 
+/**
+ * What a load has found.
+ */
+typedef struct mofo_load_report {
+    /**
+     * Tensors whose state was taken from the checkpoint.
+     */
+    uint64_t tensors_loaded;
+    /**
+     * Tensors of the optimizer that the checkpoint has not: they are as they were.
+     */
+    uint64_t tensors_missing;
+    /**
+     * Tensors of the checkpoint that the optimizer has not.
+     */
+    uint64_t tensors_ignored;
+} mofo_load_report;
+
+/**
+ * How to load. Fill it with `mofo_load_args_init`, then change what should differ.
+ */
+typedef struct mofo_load_args {
+    /**
+     * Set by `mofo_load_args_init`: the size of the struct that the caller was compiled with.
+     */
+    uint64_t struct_size;
+    /**
+     * 1: the checkpoint may have tensors more or fewer than the optimizer. Those that both have are loaded; a tensor
+     * that the checkpoint has not stays as it is, and what the optimizer has not is ignored, and not even read. 0
+     * (default): both must have the same tensors.
+     */
+    int32_t partial;
+    /**
+     * Zero.
+     */
+    int32_t reserved;
+    /**
+     * Where to write what was found, or NULL (default).
+     */
+    struct mofo_load_report *report;
+    /**
+     * `sizeof *report`; not looked at if `report` is NULL.
+     */
+    uint64_t report_size;
+    /**
+     * Where to write which tensors were loaded, or NULL (default): at the index of a tensor 1 if it was, else 0.
+     */
+    uint8_t *loaded;
+    /**
+     * How many bytes `loaded` has: at least as many as tensors were added, those that were removed included.
+     */
+    uint64_t num_loaded;
+} mofo_load_args;
+
 #ifdef __cplusplus
 extern "C" {
-#endif // __cplusplus
+#endif  /* __cplusplus */
 
 /**
  * The library's version, "major.minor.patch". The text is static.
@@ -884,12 +941,22 @@ void mofo_destroy(struct mofo_optimizer *optimizer);
 int32_t mofo_memory(struct mofo_optimizer *optimizer, struct mofo_memory_info *info, uint64_t size);
 
 /**
- * The `MOFO_CPU_TIER_…` that the optimizer uses, or a negative status if `optimizer` is NULL or works on CUDA.
+ * The `MOFO_CPU_TIER_...` that the optimizer uses, or a negative status if `optimizer` is NULL or works on CUDA.
  *
  * Requires:
  * `optimizer` is NULL or alive.
  */
 int32_t mofo_cpu_tier(struct mofo_optimizer *optimizer);
+
+/**
+ * Fills `*args` with the defaults; `size` is `sizeof *args`.
+ *
+ * Errors: `MOFO_ERROR_INVALID_ARGUMENT` if `args` is NULL or `size` is not that of a `mofo_load_args`.
+ *
+ * Requires:
+ * `args` is NULL or points to `size` writable bytes.
+ */
+int32_t mofo_load_args_init(struct mofo_load_args *args, uint64_t size);
 
 /**
  * Writes the optimizer's state to a file: moments, master copies, step counts and the seed, as safetensors
@@ -938,6 +1005,23 @@ int32_t mofo_load(struct mofo_optimizer *optimizer,
                   const char *path);
 
 /**
+ * As `mofo_load`, as far as `args` says; a NULL `args` is all defaults, and `mofo_load`.
+ *
+ * With `args->partial` the tensors that the file and the optimizer both have are loaded, matched by name; what is
+ * wrong with one of these is an error as in `mofo_load`. The seed is taken from the file.
+ *
+ * Errors: as for `mofo_load`; `MOFO_ERROR_CHECKPOINT` also if file and optimizer have tensors, but none in common;
+ * `MOFO_ERROR_INVALID_STATE` for a file without all tensors after a load that broke off half-way.
+ *
+ * Requires:
+ * `optimizer` is NULL or alive, `path` is NULL or ends in a NUL, `args` is NULL or points to an initialised struct
+ * whose pointers are valid and to none of the optimizer's buffers.
+ */
+int32_t mofo_load_with(struct mofo_optimizer *optimizer,
+                       const char *path,
+                       const struct mofo_load_args *args);
+
+/**
  * Writes to `*bytes` how many bytes `mofo_save_to_memory` would write now. It changes with steps and tensors.
  *
  * Errors: `MOFO_ERROR_INVALID_ARGUMENT`, `MOFO_ERROR_INVALID_STATE`, `MOFO_ERROR_OUT_OF_MEMORY`, `MOFO_ERROR_CUDA`.
@@ -976,8 +1060,22 @@ int32_t mofo_load_from_memory(struct mofo_optimizer *optimizer,
                               const void *buffer,
                               uint64_t size);
 
+/**
+ * As `mofo_load_with`, from memory as `mofo_load_from_memory`.
+ *
+ * Errors: as for `mofo_load_with`.
+ *
+ * Requires:
+ * `optimizer` is NULL or alive, `buffer` is NULL or has `size` readable bytes, `args` is as for `mofo_load_with` and
+ * points to nothing within the buffer.
+ */
+int32_t mofo_load_from_memory_with(struct mofo_optimizer *optimizer,
+                                   const void *buffer,
+                                   uint64_t size,
+                                   const struct mofo_load_args *args);
+
 #ifdef __cplusplus
-}  // extern "C"
-#endif  // __cplusplus
+}  /* extern "C" */
+#endif  /* __cplusplus */
 
 #endif  /* MOFO_H */

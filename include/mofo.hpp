@@ -41,6 +41,12 @@
 
 #include "mofo.h"
 
+/* What other headers define as macros, until the end of this one: <X11/Xlib.h>, and Apple's <AssertMacros.h>. */
+#pragma push_macro("Status")
+#pragma push_macro("check")
+#undef Status
+#undef check
+
 namespace mofo {
 
 /** "As the optimizer has it": `MOFO_INHERIT`. */
@@ -63,6 +69,9 @@ enum class [[nodiscard]] Status : std::int32_t {
     io = MOFO_ERROR_IO,
     internal = MOFO_ERROR_INTERNAL
 };
+
+/** Another name of it, for programs in which `Status` is a macro. */
+using StatusCode = Status;
 
 /** Whether the call failed. `Status::skipped` is no failure. */
 constexpr bool failed(Status status) noexcept { return static_cast<std::int32_t>(status) < 0; }
@@ -104,6 +113,12 @@ enum class CpuTier : std::int32_t {
 };
 
 #if defined(__cpp_exceptions)
+#if defined(__clang__)
+#pragma clang diagnostic push
+// There is no source file that its virtual table could be in.
+#pragma clang diagnostic ignored "-Wweak-vtables"
+#pragma clang diagnostic ignored "-Wpadded"
+#endif
 /** What the throwing calls throw: a status, and the text of `last_error`. */
 class Error : public std::runtime_error {
   public:
@@ -114,6 +129,9 @@ class Error : public std::runtime_error {
   private:
     Status status_;
 };
+#if defined(__clang__)
+#pragma clang diagnostic pop
+#endif
 #endif
 
 /**
@@ -259,6 +277,14 @@ struct Tensor : mofo_tensor {
         set_grad(grad_data);
     }
 
+    /** Bound, with dtypes that are known when the program runs: from `void *`, as tensors of a file or a framework have. */
+    Tensor(const char *tensor_name, void *param_data, Dtype param_type, const void *grad_data, Dtype grad_type,
+           std::uint64_t tensor_numel) noexcept
+        : Tensor(tensor_name, tensor_numel) {
+        set_param(param_data, param_type);
+        set_grad(grad_data, grad_type);
+    }
+
     /** The parameter; its dtype is that of the pointer. NULL leaves it to be bound later. */
     template <class T> Tensor &set_param(T *data) noexcept { return set_param(data, dtype_of<T>::value); }
     Tensor &set_param(void *data, Dtype dtype) noexcept {
@@ -301,6 +327,39 @@ struct StepArgs : mofo_step_args {
     StepArgs &report_to(mofo_step_report &out) noexcept {
         report = &out;
         report_size = sizeof out;
+        return *this;
+    }
+};
+
+/** What a load has found. */
+struct LoadReport : mofo_load_report {
+    LoadReport() noexcept : mofo_load_report() {}
+};
+
+/** `mofo_load_args` with its defaults. */
+struct LoadArgs : mofo_load_args {
+    LoadArgs() noexcept : mofo_load_args() {
+        // Cannot fail: the pointer is not NULL, and the size is that of the header.
+        (void)mofo_load_args_init(this, sizeof(mofo_load_args));
+    }
+
+    /** Whether the checkpoint may have tensors more or fewer than the optimizer. */
+    LoadArgs &set_partial(bool value) noexcept {
+        partial = value ? 1 : 0;
+        return *this;
+    }
+
+    /** Write there what was found. */
+    LoadArgs &report_to(mofo_load_report &out) noexcept {
+        report = &out;
+        report_size = sizeof out;
+        return *this;
+    }
+
+    /** Write there, at the index of each tensor, 1 if it was loaded, else 0. */
+    LoadArgs &mark_loaded(std::uint8_t *marks, std::size_t count) noexcept {
+        loaded = marks;
+        num_loaded = count;
         return *this;
     }
 };
@@ -383,12 +442,18 @@ class Optimizer {
     }
     Status try_save(const char *path) noexcept { return Status{mofo_save(handle_, path)}; }
     Status try_load(const char *path) noexcept { return Status{mofo_load(handle_, path)}; }
+    Status try_load(const char *path, const mofo_load_args &args) noexcept {
+        return Status{mofo_load_with(handle_, path, &args)};
+    }
     Status try_save_size(std::uint64_t &bytes) noexcept { return Status{mofo_save_size(handle_, &bytes)}; }
     Status try_save_to_memory(void *buffer, std::uint64_t size, std::uint64_t &written) noexcept {
         return Status{mofo_save_to_memory(handle_, buffer, size, &written)};
     }
     Status try_load_from_memory(const void *buffer, std::uint64_t size) noexcept {
         return Status{mofo_load_from_memory(handle_, buffer, size)};
+    }
+    Status try_load_from_memory(const void *buffer, std::uint64_t size, const mofo_load_args &args) noexcept {
+        return Status{mofo_load_from_memory_with(handle_, buffer, size, &args)};
     }
 
 #if defined(__cpp_exceptions)
@@ -447,6 +512,7 @@ class Optimizer {
     }
     void save(const std::string &path) { check(try_save(path.c_str())); }
     void load(const std::string &path) { check(try_load(path.c_str())); }
+    void load(const std::string &path, const mofo_load_args &args) { check(try_load(path.c_str(), args)); }
     std::uint64_t save_size() {
         std::uint64_t bytes = 0;
         check(try_save_size(bytes));
@@ -459,11 +525,14 @@ class Optimizer {
         return written;
     }
     std::vector<unsigned char> save_to_memory() {
-        std::vector<unsigned char> buffer(static_cast<std::size_t>(save_size()));
+        std::vector<unsigned char> buffer(save_size());
         (void)save_to_memory(buffer.data(), buffer.size());
         return buffer;
     }
     void load_from_memory(const void *buffer, std::size_t size) { check(try_load_from_memory(buffer, size)); }
+    void load_from_memory(const void *buffer, std::size_t size, const mofo_load_args &args) {
+        check(try_load_from_memory(buffer, size, args));
+    }
     void load_from_memory(const std::vector<unsigned char> &buffer) { load_from_memory(buffer.data(), buffer.size()); }
 #endif
 
@@ -484,5 +553,8 @@ class Optimizer {
 };
 
 }  // namespace mofo
+
+#pragma pop_macro("check")
+#pragma pop_macro("Status")
 
 #endif  // MOFO_HPP

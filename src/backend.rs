@@ -258,6 +258,7 @@ pub(crate) fn scratch_bound(options: &Options, spec: &TensorSpec<'_>) -> u64 {
     match options.device {
         #[cfg(feature = "cuda")]
         Device::Cuda { .. } => cuda::scratch_bound(options, spec),
+        _ if spec.numel == 0 => 0,
         _ => cpu::scratch_bound(options, spec.numel, spec.num_blocks),
     }
 }

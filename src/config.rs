@@ -246,9 +246,9 @@ impl Options {
 pub struct TensorSpec<'a> {
     /// Unique within the optimizer, not empty: the key in checkpoints and of the random bits.
     pub name: &'a str,
-    /// Entries, at least 1.
+    /// Entries. A tensor of 0 takes part in steps, and nothing happens but that they are counted.
     pub numel: u64,
-    /// Equal contiguous blocks, each with its own largest α; a divisor of `numel`. Default 1.
+    /// Equal contiguous blocks, each with its own largest α; a divisor of `numel`, of 0 any number. Default 1.
     pub num_blocks: u64,
     /// Default [`Dtype::F32`].
     pub param_dtype: Dtype,
@@ -288,17 +288,20 @@ impl<'a> TensorSpec<'a> {
     fn check(&self) -> Result<()> {
         // No buffer can be larger than the address space, and the widest element has 4 bytes.
         const MAX_NUMEL: u64 = isize::MAX as u64 / 4;
-        if self.numel == 0 || self.numel > MAX_NUMEL {
+        if self.numel > MAX_NUMEL {
             fail!(
                 InvalidArgument,
-                "numel is {}; it must be from 1 to {MAX_NUMEL}",
+                "numel is {}; it must be at most {MAX_NUMEL}",
                 self.numel
             );
         }
-        if self.num_blocks == 0 || !self.numel.is_multiple_of(self.num_blocks) {
+        // 0 is a multiple of every number; what no buffer could hold are its blocks' thresholds then.
+        let divides = (1..=MAX_NUMEL).contains(&self.num_blocks)
+            && self.numel.is_multiple_of(self.num_blocks);
+        if !divides {
             fail!(
                 InvalidArgument,
-                "num_blocks is {}; it must divide numel, {}",
+                "num_blocks is {}; it must divide numel, {}, and be at most {MAX_NUMEL}",
                 self.num_blocks,
                 self.numel
             );

@@ -40,6 +40,7 @@ pub mod test_paths;
 mod test_paths;
 
 pub use buffer::{GradRef, ParamMut};
+pub use checkpoint::LoadReport;
 pub use config::{
     CpuTier, Device, Dtype, Filter, MAX_THREADS, Options, ParallelFor, ParallelForFunction,
     Rounding, StateDtype, Task, TensorSpec, WeightDecayScope,

@@ -111,6 +111,11 @@ const SUBJECTS: &[Subject] = &[
             Of("mofo_save_size"),
             Of("mofo_save_to_memory"),
             Of("mofo_load_from_memory"),
+            Of("mofo_load_with"),
+            Of("mofo_load_from_memory_with"),
+            Of("mofo_load_args"),
+            Of("mofo_load_args_init"),
+            Of("mofo_load_report"),
         ],
     },
     Subject {

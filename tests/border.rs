@@ -46,6 +46,7 @@ programs! {
     options: "c/options.c" with shared_library static_library;
     tensor: "c/tensor.c" with shared_library static_library;
     step: "c/step.c" with shared_library static_library;
+    empty: "c/empty.c" with shared_library static_library;
     state: "c/state.c" with shared_library static_library;
     errors: "c/errors.c" with shared_library static_library;
     bad_input: "c/bad_input.c" with shared_library static_library;
@@ -62,6 +63,7 @@ programs! {
     checkpoint_file: "c/checkpoint_file.c" with shared_library static_library;
     checkpoint_damage: "c/checkpoint_damage.c" with shared_library static_library;
     checkpoint_faults: "c/checkpoint_faults.c" with static_library;
+    checkpoint_partial: "c/checkpoint_partial.c" with shared_library static_library;
     checkpoint_memory: "c/checkpoint_memory.c" with static_library;
     cpp_optimizer: "cpp/optimizer.cpp" with shared_library static_library;
     cpp_checkpoint: "cpp/checkpoint.cpp" with shared_library static_library;

@@ -690,6 +690,41 @@ fn an_operation_that_fails_is_reported_and_half_a_state_is_never_used() {
 }
 
 #[test]
+fn a_part_of_a_state_does_not_mend_one_that_was_lost() {
+    let whole = Small::trained();
+    let mut part = Optimizer::new(options()).unwrap();
+    part.add_tensor(&TensorSpec::new(NAMES[2], NUMELS[2] as u64))
+        .unwrap();
+    let mut of_one = Cursor::new(Vec::new());
+    part.save_to(&mut of_one).unwrap();
+    of_one.set_position(0);
+
+    let mut small = Small::new();
+    let found = small.optimizer.load_partial_from(&mut of_one.clone());
+    let found = found.unwrap();
+    assert_eq!((found.loaded.len(), found.missing.len()), (1, 2));
+    assert!(found.ignored.is_empty());
+    let mut all = Cursor::new(whole.save());
+    let found = part.load_partial_from(&mut all).unwrap();
+    assert_eq!(found.ignored, NAMES[..2]);
+
+    // It breaks off in the second reading.
+    let mut source = Failing {
+        file: all.clone(),
+        until_failure: 2 + 4 + 12 + 3,
+    };
+    source.file.set_position(0);
+    small.optimizer.load_partial_from(&mut source).unwrap_err();
+    let error = small.optimizer.load_partial_from(&mut of_one).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidState, "{error}");
+    assert!(error.message().contains(&format!("\"{}\"", NAMES[0])));
+    small.optimizer.save_size().unwrap_err();
+    all.set_position(0);
+    small.optimizer.load_partial_from(&mut all).unwrap();
+    assert_eq!(small.save(), whole.save());
+}
+
+#[test]
 fn what_changes_between_the_two_readings_is_noticed() {
     /// Another disk after the first reading.
     struct Changing {

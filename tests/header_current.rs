@@ -12,10 +12,14 @@ fn generate() -> String {
         .generate()
         .unwrap()
         .write(&mut header);
-    // What rustdoc heads "Safety" is, for a C reader, what the call requires.
     String::from_utf8(header)
         .unwrap()
+        // What rustdoc heads "Safety" is, for a C reader, what the call requires.
         .replace(" * # Safety\n *\n", " * Requires:\n")
+        // C89 has no such comments.
+        .replace("#endif // __cplusplus", "#endif  /* __cplusplus */")
+        .replace("// extern \"C\"", "/* extern \"C\" */")
+        .replace("#endif  // __cplusplus", "#endif  /* __cplusplus */")
 }
 
 /// `MOFO_WRITE_HEADER=1` (that is `make header`) writes the file instead of comparing.

@@ -459,3 +459,34 @@ fn every_entry_may_be_a_block_of_its_own() {
         grad.iter().filter(|g| **g != 0.0).count() as u64
     );
 }
+
+/// Shards and experts may be empty.
+#[test]
+fn a_tensor_without_entries_is_counted_and_changes_nothing() {
+    let options = Options {
+        update_fraction: 0.5,
+        max_grad_norm: 0.1,
+        ..options()
+    };
+    let with_empty = |empty: bool| {
+        let mut optimizer = Optimizer::new(options.clone()).unwrap();
+        let index = optimizer.add_tensor(&TensorSpec::new("full", 8)).unwrap();
+        let (mut param, grad) = (gradient(8), gradient(8));
+        let mut bindings = vec![TensorBinding::new(index, &mut param, &grad)];
+        if empty {
+            let spec = TensorSpec::new("empty", 0);
+            let index = optimizer.add_tensor(&spec).unwrap();
+            // Within another tensor's, as empty ranges may be.
+            let inside: &[f32] = &grad[3..3];
+            let none: &mut [f32] = &mut [];
+            bindings.push(TensorBinding::new(index, none, inside));
+        }
+        let report = optimizer.step(&StepArgs::default(), &mut bindings).unwrap();
+        let count = |index| optimizer.tensor_state(index).map(|state| state.step_count);
+        assert_eq!(count(index).unwrap(), 1);
+        assert!(!empty || count(index + 1).unwrap() == 1);
+        drop(bindings);
+        (report, param)
+    };
+    assert_eq!(with_empty(true), with_empty(false));
+}

@@ -120,11 +120,14 @@ impl Host {
         // SAFETY: the caller's promise about the participants, which the jobs are of.
         let outcome = unsafe { self.cpu.step(&mut self.jobs, &request.gradients)? };
         if !outcome.skipped {
-            for (participant, job) in request.participants.iter().zip(&self.jobs) {
-                let tensor = &mut self.tensors[participant.index];
-                tensor.progress.step_count += 1;
-                tensor.progress.master_started = true;
-                tensor.before = StepBefore {
+            for participant in request.participants {
+                let progress = &mut self.tensors[participant.index].progress;
+                progress.step_count += 1;
+                progress.master_started = true;
+            }
+            let stepped = request.participants.iter().filter(has_entries);
+            for (participant, job) in stepped.zip(&self.jobs) {
+                self.tensors[participant.index].before = StepBefore {
                     rank: job.rank,
                     param: job.param,
                 };
@@ -144,6 +147,7 @@ impl Host {
         Ok(norm::norm(sum, request.gradients.grad_scale))
     }
 
+    /// The jobs of the participants that have entries.
     fn make_jobs(
         &mut self,
         request: &StepRequest<'_>,
@@ -157,8 +161,10 @@ impl Host {
             let Tensor { progress, before } = self.tensors[participant.index];
             let scalars = scalars(participant, progress)
                 .map_err(|error| error.in_tensor((request.name)(participant.index)))?;
-            self.jobs
-                .push(participant.job(request.options, progress, scalars, before));
+            if has_entries(&participant) {
+                self.jobs
+                    .push(participant.job(request.options, progress, scalars, before));
+            }
         }
         Ok(())
     }
@@ -189,6 +195,11 @@ impl Host {
         let jobs = self.jobs.capacity() * size_of::<Job>();
         (jobs + self.tensors.capacity() * size_of::<Tensor>()) as u64
     }
+}
+
+/// The others take part, and there is nothing to do for them.
+fn has_entries(participant: &&Participant) -> bool {
+    participant.numel > 0
 }
 
 pub(super) fn state_bytes(sizes: [usize; PARTS]) -> Result<u64> {

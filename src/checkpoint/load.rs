@@ -4,14 +4,17 @@ use std::io::{self, Read, Seek, SeekFrom};
 
 use crc32fast::Hasher;
 
-use super::Explain;
 use super::array::{Array, Part, chunk_buffer};
 use super::header::{Entry, Header, LENGTH_BYTES, longest_header};
+use super::{Explain, LoadReport};
 use crate::config::step_count;
 use crate::error::{Error, Result, fail};
 use crate::job::Progress;
 use crate::memory::try_with_capacity;
 use crate::optimizer::{Optimizer, Tensor};
+
+/// Safetensors files have no longer ones. A partial load cannot know how many tensors there are.
+const LONGEST_FOREIGN_HEADER: u64 = 100_000_000;
 
 /// Where a checkpoint is read from.
 pub(super) trait Source {
@@ -52,6 +55,15 @@ impl<T: Read + Seek> Source for Readable<'_, T> {
     }
 }
 
+/// Which tensors a load takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// All: the checkpoint and the optimizer must have the same.
+    Whole,
+    /// Those that both have.
+    Partial,
+}
+
 /// An optimizer's tensor, and what the checkpoint has of it.
 struct Match<'a> {
     index: usize,
@@ -63,10 +75,23 @@ struct Match<'a> {
 pub(super) fn load(
     optimizer: &mut Optimizer,
     source: &mut dyn Source,
+    scope: Scope,
     explain: Explain<'_>,
-) -> Result<()> {
-    let (header, data) = read_header(optimizer, source, explain)?;
-    let matches = match_tensors(optimizer, &header, data)?;
+) -> Result<LoadReport> {
+    let (header, data) = read_header(optimizer, source, scope, explain)?;
+    let matches = match_tensors(optimizer, &header, scope, data)?;
+    let report = report(optimizer, &header, &matches)?;
+    if let Some(&lost) = report.missing.first()
+        && optimizer.half_loaded
+    {
+        let name = optimizer.tensors[lost as usize].as_ref().map(Tensor::name);
+        fail!(
+            InvalidState,
+            "an earlier load broke off half-way, so that moments are lost; load a checkpoint that has all tensors: this \
+             one has no \"{}\"",
+            name.unwrap_or_default()
+        );
+    }
     // On CUDA, waits: no step may still be at work on what is about to change.
     for found in &matches {
         optimizer.backend.progress(found.index)?;
@@ -93,7 +118,7 @@ pub(super) fn load(
     }
     optimizer.options.seed = header.description().seed;
     optimizer.half_loaded = false;
-    Ok(())
+    Ok(report)
 }
 
 /// The error of a load that has begun to change the state.
@@ -112,6 +137,7 @@ fn lost(error: Error) -> Error {
 fn read_header(
     optimizer: &Optimizer,
     source: &mut dyn Source,
+    scope: Scope,
     explain: Explain<'_>,
 ) -> Result<(Header, u64)> {
     let explain = |error: io::Error| explain(&error);
@@ -127,7 +153,11 @@ fn read_header(
     let length = u64::from_le_bytes(length);
     // Others are not even read: parsing one takes several times its memory.
     let names = optimizer.tensors.iter().flatten().map(Tensor::name);
-    let most = longest_header(names).min(bytes - LENGTH_BYTES);
+    let most = match scope {
+        Scope::Whole => longest_header(names),
+        Scope::Partial => longest_header(names).max(LONGEST_FOREIGN_HEADER),
+    };
+    let most = most.min(bytes - LENGTH_BYTES);
     if length > most {
         fail!(
             Checkpoint,
@@ -146,6 +176,7 @@ fn read_header(
 fn match_tensors<'a>(
     optimizer: &Optimizer,
     header: &'a Header,
+    scope: Scope,
     data: u64,
 ) -> Result<Vec<Match<'a>>> {
     let state_dtype = header.description().state_dtype;
@@ -156,12 +187,14 @@ fn match_tensors<'a>(
             optimizer.options.state_dtype
         );
     }
-    let found = entries_of(optimizer, header)?;
+    let found = entries_of(optimizer, header, scope)?;
     let mut matches = Vec::new();
     for (index, (tensor, entry)) in optimizer.tensors.iter().zip(found).enumerate() {
         let Some(tensor) = tensor else { continue };
-        let Some(entry) = entry else {
-            fail!(Checkpoint, "it has no tensor \"{}\"", tensor.name());
+        let entry = match entry {
+            Some(entry) => entry,
+            None if scope == Scope::Partial => continue,
+            None => fail!(Checkpoint, "it has no tensor \"{}\"", tensor.name()),
         };
         let arrays = match_tensor(header, data, tensor, entry)
             .map_err(|error| error.in_tensor(tensor.name()))?;
@@ -171,7 +204,20 @@ fn match_tensors<'a>(
             arrays,
         });
     }
-    let expected: usize = matches.iter().map(|found| found.arrays.len()).sum();
+    let entries = &header.description().tensors;
+    if let (true, Some(entry), Some(tensor)) = (
+        matches.is_empty(),
+        entries.first(),
+        optimizer.tensors.iter().flatten().next(),
+    ) {
+        fail!(
+            Checkpoint,
+            "it has none of the optimizer's tensors: \"{}\" is one of its, \"{}\" one of the optimizer's",
+            entry.name,
+            tensor.name()
+        );
+    }
+    let expected: usize = entries.iter().map(num_arrays).sum();
     if header.num_arrays() != expected {
         fail!(
             Checkpoint,
@@ -182,10 +228,48 @@ fn match_tensors<'a>(
     Ok(matches)
 }
 
+/// How many arrays the checkpoint has of a tensor.
+fn num_arrays(entry: &Entry<'_>) -> usize {
+    let moments = if entry.step_count > 0 { 2 } else { 0 };
+    moments + usize::from(entry.master)
+}
+
+/// Which tensors both have, and which only one of them.
+fn report(optimizer: &Optimizer, header: &Header, matches: &[Match<'_>]) -> Result<LoadReport> {
+    const WHAT: &str = "the report of a load";
+    let entries = &header.description().tensors;
+    let mut report = LoadReport {
+        loaded: try_with_capacity(matches.len(), WHAT)?,
+        missing: try_with_capacity(optimizer.tensors.len() - matches.len(), WHAT)?,
+        ignored: try_with_capacity(entries.len() - matches.len(), WHAT)?,
+    };
+    let mut matches = matches.iter().map(|found| found.index).peekable();
+    for (index, tensor) in optimizer.tensors.iter().enumerate() {
+        if matches.next_if_eq(&index).is_some() {
+            report.loaded.push(index as u64);
+        } else if tensor.is_some() {
+            report.missing.push(index as u64);
+        }
+    }
+    if report.ignored.capacity() > 0 {
+        for entry in entries {
+            if optimizer.find_tensor(&entry.name).is_err() {
+                let mut name = String::new();
+                name.try_reserve_exact(entry.name.len())
+                    .map_err(|_| Error::out_of_memory(WHAT, entry.name.len()))?;
+                name.push_str(&entry.name);
+                report.ignored.push(name);
+            }
+        }
+    }
+    Ok(report)
+}
+
 /// What the checkpoint has for each of the optimizer's tensors.
 fn entries_of<'a>(
     optimizer: &Optimizer,
     header: &'a Header,
+    scope: Scope,
 ) -> Result<Vec<Option<&'a Entry<'static>>>> {
     let mut found = vec![None; optimizer.tensors.len()];
     // Most often they are in the same order.
@@ -199,6 +283,8 @@ fn entries_of<'a>(
             expected
         } else if let Ok(index) = optimizer.find_tensor(&entry.name) {
             index as usize
+        } else if scope == Scope::Partial {
+            continue;
         } else {
             fail!(
                 Checkpoint,
@@ -235,12 +321,13 @@ fn match_tensor(
             entry.step_count
         );
     }
-    if entry.master && (tensor.buffers.master.is_null() || entry.step_count == 0) {
+    let takes_master = !tensor.buffers.master.is_null() || tensor.numel == 0;
+    if entry.master && (!takes_master || entry.step_count == 0) {
         fail!(
             Checkpoint,
             "it has a master copy there, after {} steps; the optimizer's tensor can take none{}",
             entry.step_count,
-            if tensor.buffers.master.is_null() {
+            if !takes_master {
                 ": that takes master_weights and a parameter of 16 bits"
             } else {
                 " before the first step"

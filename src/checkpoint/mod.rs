@@ -15,7 +15,19 @@ use std::path::Path;
 use crate::error::{Error, ErrorKind, Result, fail};
 use crate::optimizer::Optimizer;
 use load::Readable;
+pub(crate) use load::Scope;
 use save::{Snapshot, Writable};
+
+/// What a partial load has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoadReport {
+    /// The indices of the tensors whose state was taken, in ascending order.
+    pub loaded: Vec<u64>,
+    /// Those of tensors that the checkpoint has not: they are as they were.
+    pub missing: Vec<u64>,
+    /// The names of tensors of the checkpoint that the optimizer has not.
+    pub ignored: Vec<String>,
+}
 
 impl Optimizer {
     /// Writes moments, master copies, step counts and the seed to a safetensors file. Parameters are the caller's to
@@ -91,7 +103,21 @@ impl Optimizer {
     /// that fails (the disk, or the file was changed meanwhile), the state is lost: the optimizer then refuses to step
     /// and to save until a load succeeds.
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
+        self.load_file(path.as_ref(), Scope::Whole).map(drop)
+    }
+
+    /// As [`Optimizer::load`], of the tensors that both the file and the optimizer have: the others stay as they are, or
+    /// are ignored. Those of a name must have as many entries, and be whole, here too. The seed is taken from the file.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Optimizer::load`]; [`ErrorKind::Checkpoint`] if both have tensors, but none in common;
+    /// [`ErrorKind::InvalidState`] after a load that broke off half-way, unless the file has all tensors.
+    pub fn load_partial(&mut self, path: impl AsRef<Path>) -> Result<LoadReport> {
+        self.load_file(path.as_ref(), Scope::Partial)
+    }
+
+    pub(crate) fn load_file(&mut self, path: &Path, scope: Scope) -> Result<LoadReport> {
         let explain = |error: &io::Error| io_error("read", path, error);
         // Before it is opened: opening a FIFO waits for somebody who writes to it.
         let metadata = fs::metadata(path).map_err(|error| explain(&error))?;
@@ -100,7 +126,7 @@ impl Optimizer {
         }
         let mut file = File::open(path).map_err(|error| explain(&error))?;
         let mut source = Readable::new(&mut file).map_err(|error| explain(&error))?;
-        load::load(self, &mut source, &explain).map_err(|error| match error.kind() {
+        load::load(self, &mut source, scope, &explain).map_err(|error| match error.kind() {
             ErrorKind::Checkpoint => Error::new(
                 ErrorKind::Checkpoint,
                 format_args!("{}: {}", path.display(), error.message()),
@@ -115,9 +141,26 @@ impl Optimizer {
     ///
     /// As for [`Optimizer::load`].
     pub fn load_from(&mut self, source: &mut (impl Read + Seek)) -> Result<()> {
+        self.load_source(source, Scope::Whole).map(drop)
+    }
+
+    /// As [`Optimizer::load_partial`], of what [`Optimizer::save_to`] wrote: all of the source from its position on.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Optimizer::load_partial`].
+    pub fn load_partial_from(&mut self, source: &mut (impl Read + Seek)) -> Result<LoadReport> {
+        self.load_source(source, Scope::Partial)
+    }
+
+    pub(crate) fn load_source(
+        &mut self,
+        source: &mut (impl Read + Seek),
+        scope: Scope,
+    ) -> Result<LoadReport> {
         let explain = |error: &io::Error| stream_error("read", error);
         let mut source = Readable::new(source).map_err(|error| explain(&error))?;
-        load::load(self, &mut source, &explain)
+        load::load(self, &mut source, scope, &explain)
     }
 }
 

@@ -22,7 +22,8 @@ pub(super) fn describe(options: &Options, spec: &TensorSpec<'_>) -> Description 
     Description {
         record: Record {
             numel: spec.numel,
-            block_numel: spec.block_numel(),
+            // The kernels divide by it.
+            block_numel: spec.block_numel().max(1),
             name_hash: hash_name(spec.name),
             update_fraction: spec.update_fraction.unwrap_or(-1.0),
             weight_decay: spec.weight_decay.unwrap_or(-1.0),

@@ -245,7 +245,11 @@ impl Tables {
         } = record;
         let is_large = space.blocks > 0;
         self.units.push(Units {
-            all_strips: layout::strips_of(numel),
+            all_strips: if numel > 0 {
+                layout::strips_of(numel)
+            } else {
+                0
+            },
             strips: space.blocks * space.strips_of_block,
             tiles: space.blocks * layout::tiles_of(block_numel),
             runs: if is_large {

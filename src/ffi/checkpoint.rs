@@ -2,11 +2,96 @@
 
 use std::ffi::{CStr, c_char, c_void};
 use std::io::{self, Cursor, Seek, SeekFrom, Write};
+use std::mem::size_of;
 use std::path::Path;
 
+use super::enums::Number;
 use super::optimizer::{mofo_optimizer, with_optimizer};
-use super::structs::check_pointer;
+use super::panic::guard;
+use super::structs::{
+    InputStruct, OutputStruct, check_output, check_pointer, initialise, read, write,
+};
+use crate::checkpoint::{LoadReport, Scope};
 use crate::error::{Result, fail};
+use crate::optimizer::Optimizer;
+
+/// What a load has found.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(non_camel_case_types)]
+pub struct mofo_load_report {
+    /// Tensors whose state was taken from the checkpoint.
+    pub tensors_loaded: u64,
+    /// Tensors of the optimizer that the checkpoint has not: they are as they were.
+    pub tensors_missing: u64,
+    /// Tensors of the checkpoint that the optimizer has not.
+    pub tensors_ignored: u64,
+}
+
+// SAFETY: `repr(C)`, `Copy`, no padding: 8 × 3 = 24 bytes (asserted below).
+unsafe impl OutputStruct for mofo_load_report {
+    const NAME: &'static str = "mofo_load_report";
+    const VERSION_1_SIZE: u64 = 24;
+}
+
+const _: () = assert!(size_of::<mofo_load_report>() == 24);
+
+/// How to load. Fill it with `mofo_load_args_init`, then change what should differ.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(non_camel_case_types)]
+pub struct mofo_load_args {
+    /// Set by `mofo_load_args_init`: the size of the struct that the caller was compiled with.
+    pub struct_size: u64,
+    /// 1: the checkpoint may have tensors more or fewer than the optimizer. Those that both have are loaded; a tensor
+    /// that the checkpoint has not stays as it is, and what the optimizer has not is ignored, and not even read. 0
+    /// (default): both must have the same tensors.
+    pub partial: i32,
+    /// Zero.
+    pub reserved: i32,
+    /// Where to write what was found, or NULL (default).
+    pub report: *mut mofo_load_report,
+    /// `sizeof *report`; not looked at if `report` is NULL.
+    pub report_size: u64,
+    /// Where to write which tensors were loaded, or NULL (default): at the index of a tensor 1 if it was, else 0.
+    pub loaded: *mut u8,
+    /// How many bytes `loaded` has: at least as many as tensors were added, those that were removed included.
+    pub num_loaded: u64,
+}
+
+// SAFETY: `repr(C)`, starts with a u64, no padding: 8 + 4 × 2 + 8 × 4 = 48 bytes (asserted below). Integers and raw
+// pointers have no invalid bit patterns.
+unsafe impl InputStruct for mofo_load_args {
+    const NAME: &'static str = "mofo_load_args";
+    const VERSION_1_SIZE: u64 = 48;
+
+    fn defaults() -> Self {
+        Self {
+            struct_size: size_of::<Self>() as u64,
+            partial: 0,
+            reserved: 0,
+            report: std::ptr::null_mut(),
+            report_size: 0,
+            loaded: std::ptr::null_mut(),
+            num_loaded: 0,
+        }
+    }
+}
+
+const _: () = assert!(size_of::<mofo_load_args>() == 48);
+
+/// Fills `*args` with the defaults; `size` is `sizeof *args`.
+///
+/// Errors: `MOFO_ERROR_INVALID_ARGUMENT` if `args` is NULL or `size` is not that of a `mofo_load_args`.
+///
+/// # Safety
+///
+/// `args` is NULL or points to `size` writable bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mofo_load_args_init(args: *mut mofo_load_args, size: u64) -> i32 {
+    // SAFETY: the caller's promise is that of `initialise`.
+    guard(|| unsafe { initialise(args, size) })
+}
 
 /// Writes the optimizer's state to a file: moments, master copies, step counts and the seed, as safetensors
 /// (docs/checkpoints.md describes the format). Parameters are yours to save. `path` is UTF-8 on Windows, elsewhere as
@@ -54,8 +139,34 @@ pub unsafe extern "C" fn mofo_save(optimizer: *mut mofo_optimizer, path: *const 
 /// `optimizer` is NULL or alive, `path` is NULL or ends in a NUL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mofo_load(optimizer: *mut mofo_optimizer, path: *const c_char) -> i32 {
+    // SAFETY: the caller's promise; NULL is fine for the arguments.
+    unsafe { mofo_load_with(optimizer, path, std::ptr::null()) }
+}
+
+/// As `mofo_load`, as far as `args` says; a NULL `args` is all defaults, and `mofo_load`.
+///
+/// With `args->partial` the tensors that the file and the optimizer both have are loaded, matched by name; what is
+/// wrong with one of these is an error as in `mofo_load`. The seed is taken from the file.
+///
+/// Errors: as for `mofo_load`; `MOFO_ERROR_CHECKPOINT` also if file and optimizer have tensors, but none in common;
+/// `MOFO_ERROR_INVALID_STATE` for a file without all tensors after a load that broke off half-way.
+///
+/// # Safety
+///
+/// `optimizer` is NULL or alive, `path` is NULL or ends in a NUL, `args` is NULL or points to an initialised struct
+/// whose pointers are valid and to none of the optimizer's buffers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mofo_load_with(
+    optimizer: *mut mofo_optimizer,
+    path: *const c_char,
+    args: *const mofo_load_args,
+) -> i32 {
+    let load = |optimizer: &mut Optimizer, scope| {
+        // SAFETY: the caller's promise about `path`.
+        optimizer.load_file(unsafe { read_path(path)? }, scope)
+    };
     // SAFETY: the caller's promise.
-    unsafe { with_optimizer(optimizer, |optimizer| optimizer.load(read_path(path)?)) }
+    unsafe { load_with(optimizer, args, load) }
 }
 
 /// Writes to `*bytes` how many bytes `mofo_save_to_memory` would write now. It changes with steps and tensors.
@@ -124,23 +235,106 @@ pub unsafe extern "C" fn mofo_load_from_memory(
     buffer: *const c_void,
     size: u64,
 ) -> i32 {
-    // SAFETY: the caller's promise about `optimizer`.
-    unsafe {
-        with_optimizer(optimizer, |optimizer| {
-            let start = buffer.cast::<u8>();
-            check_pointer("buffer", start)?;
-            if size > isize::MAX as u64 {
-                fail!(
-                    InvalidArgument,
-                    "size is {size}; no buffer has more than {} bytes",
-                    isize::MAX
-                );
+    // SAFETY: the caller's promise; NULL is fine for the arguments.
+    unsafe { mofo_load_from_memory_with(optimizer, buffer, size, std::ptr::null()) }
+}
+
+/// As `mofo_load_with`, from memory as `mofo_load_from_memory`.
+///
+/// Errors: as for `mofo_load_with`.
+///
+/// # Safety
+///
+/// `optimizer` is NULL or alive, `buffer` is NULL or has `size` readable bytes, `args` is as for `mofo_load_with` and
+/// points to nothing within the buffer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mofo_load_from_memory_with(
+    optimizer: *mut mofo_optimizer,
+    buffer: *const c_void,
+    size: u64,
+    args: *const mofo_load_args,
+) -> i32 {
+    let load = |optimizer: &mut Optimizer, scope| {
+        let start = buffer.cast::<u8>();
+        check_pointer("buffer", start)?;
+        if size > isize::MAX as u64 {
+            fail!(
+                InvalidArgument,
+                "size is {size}; no buffer has more than {} bytes",
+                isize::MAX
+            );
+        }
+        // SAFETY: not NULL (checked above), readable and not written to during the call (the caller's promise).
+        let bytes = unsafe { std::slice::from_raw_parts(start, size as usize) };
+        optimizer.load_source(&mut Cursor::new(bytes), scope)
+    };
+    // SAFETY: the caller's promise.
+    unsafe { load_with(optimizer, args, load) }
+}
+
+/// Loads as the caller's arguments say, and writes what they ask for.
+///
+/// # Safety
+///
+/// `optimizer` is NULL or alive; `args` is NULL or points to an initialised struct whose pointers are valid.
+unsafe fn load_with(
+    optimizer: *mut mofo_optimizer,
+    args: *const mofo_load_args,
+    load: impl FnOnce(&mut Optimizer, Scope) -> Result<LoadReport>,
+) -> i32 {
+    let load = |optimizer: &mut Optimizer| {
+        let args = if args.is_null() {
+            mofo_load_args::defaults()
+        } else {
+            // SAFETY: the caller's promise about `args`.
+            unsafe { read(args)? }
+        };
+        let scope = if bool::read("partial", args.partial)? {
+            Scope::Partial
+        } else {
+            Scope::Whole
+        };
+        if args.reserved != 0 {
+            fail!(
+                InvalidArgument,
+                "reserved is {}; it must be 0",
+                args.reserved
+            );
+        }
+        if !args.report.is_null() {
+            check_output(args.report, args.report_size)?;
+        }
+        let added = optimizer.tensors.len();
+        if !args.loaded.is_null() && args.num_loaded < added as u64 {
+            fail!(
+                InvalidArgument,
+                "num_loaded is {}; {added} tensors were added, and each needs a byte",
+                args.num_loaded
+            );
+        }
+        let report = load(optimizer, scope)?;
+        if !args.loaded.is_null() {
+            // SAFETY: `num_loaded` bytes are writable (the caller's promise); the indices are below it (checked above).
+            unsafe {
+                args.loaded.write_bytes(0, args.num_loaded as usize);
+                for &index in &report.loaded {
+                    args.loaded.add(index as usize).write(1);
+                }
             }
-            // Not NULL (checked above), readable and not written to during the call (the caller's promise).
-            let bytes = std::slice::from_raw_parts(start, size as usize);
-            optimizer.load_from(&mut Cursor::new(bytes))
-        })
-    }
+        }
+        if !args.report.is_null() {
+            let report = mofo_load_report {
+                tensors_loaded: report.loaded.len() as u64,
+                tensors_missing: report.missing.len() as u64,
+                tensors_ignored: report.ignored.len() as u64,
+            };
+            // SAFETY: `report` was checked above and has room for `report_size` bytes (the caller's promise).
+            unsafe { write(report, args.report, args.report_size) };
+        }
+        Ok(())
+    };
+    // SAFETY: the caller's promise about `optimizer`.
+    unsafe { with_optimizer(optimizer, load) }
 }
 
 /// # Safety

@@ -125,7 +125,7 @@ pub unsafe extern "C" fn mofo_memory(
     unsafe { with_optimizer(optimizer, ask) }
 }
 
-/// The `MOFO_CPU_TIER_…` that the optimizer uses, or a negative status if `optimizer` is NULL or works on CUDA.
+/// The `MOFO_CPU_TIER_...` that the optimizer uses, or a negative status if `optimizer` is NULL or works on CUDA.
 ///
 /// # Safety
 ///

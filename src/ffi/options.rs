@@ -77,21 +77,22 @@ pub struct mofo_options {
     pub device: i32,
     /// Which GPU, as the CUDA driver counts them, from 0. Not looked at on the CPU. Default 0.
     pub device_index: i32,
-    /// Learning rate η: finite, at least 0. Default 1e-3.
+    /// Learning rate: finite, at least 0. Default 1e-3.
     pub learning_rate: f64,
-    /// Decay rate β1 of the first moment: in [0, 1). Default 0.9.
+    /// Decay rate of the first moment: in [0, 1). Default 0.9.
     pub beta1: f64,
-    /// Decay rate β2 of the second moment: in [0, 1). Default 0.999.
+    /// Decay rate of the second moment: in [0, 1). Default 0.999.
     pub beta2: f64,
-    /// ε, added to the root of the second moment: finite, at least 0. Default 1e-8.
+    /// Added to the root of the second moment: finite, at least 0. Default 1e-8. Below 1e-17, and with 0, gradients below
+    /// 4e-18 can move entries far, or to infinity: docs/numerics.md.
     pub epsilon: f64,
-    /// Decoupled weight decay λ: finite, at least 0. Default 0.
+    /// Decoupled weight decay: finite, at least 0. Default 0.
     pub weight_decay: f64,
     /// `MOFO_WEIGHT_DECAY_SELECTED` (default) or `MOFO_WEIGHT_DECAY_ALL`.
     pub weight_decay_scope: i32,
-    /// `MOFO_FILTER_MOMENTUM` (default) or another `MOFO_FILTER_…`.
+    /// `MOFO_FILTER_MOMENTUM` (default) or another `MOFO_FILTER_...`.
     pub filter: i32,
-    /// Update fraction α: the share of each block that moves in a step, in (0, 1]; 1 is AdamW. The MoFO
+    /// Update fraction: the share of each block that moves in a step, in (0, 1]; 1 is AdamW. The MoFO
     /// paper uses 0.03 to 0.2. Default 0.1.
     pub update_fraction: f64,
     /// The type of both moments: `MOFO_DTYPE_F32` (default), or `MOFO_DTYPE_BF16`, rounded stochastically.
@@ -112,7 +113,7 @@ pub struct mofo_options {
     /// Threads of a step, the calling one included: 0 (default) is all that the process may use, 1 starts
     /// no thread; at most 1024. With `parallel_for`, into how many tasks a step is cut.
     pub num_threads: i32,
-    /// `MOFO_CPU_TIER_BEST` (default) or another `MOFO_CPU_TIER_…`. All give the same bits. A tier that the machine
+    /// `MOFO_CPU_TIER_BEST` (default) or another `MOFO_CPU_TIER_...`. All give the same bits. A tier that the machine
     /// lacks is `MOFO_ERROR_UNSUPPORTED`. With `MOFO_CPU_TIER_BEST`, and only then, the environment variable
     /// `MOFO_CPU_TIER` can name a tier: "portable", "avx2" or "avx512"; unset or empty it names none, and anything
     /// else is `MOFO_ERROR_INVALID_ARGUMENT`. `mofo_cpu_tier` tells which one is used.

@@ -25,9 +25,9 @@ pub struct mofo_tensor_info {
     pub num_blocks: u64,
     /// Steps taken so far: t of the last one.
     pub step_count: u64,
-    /// The first moment: `numel` elements of `state_dtype`.
+    /// The first moment: `numel` elements of `state_dtype`; NULL if there are none.
     pub exp_avg: *mut c_void,
-    /// The second moment: `numel` elements of `state_dtype`.
+    /// The second moment, likewise.
     pub exp_avg_sq: *mut c_void,
     /// The f32 master copy, `numel` elements, or NULL if the tensor has none.
     pub master: *mut f32,

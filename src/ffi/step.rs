@@ -65,9 +65,9 @@ const _: () = assert!(size_of::<mofo_step_report>() as u64 == STEP_REPORT_BYTES)
 pub struct mofo_step_args {
     /// Set by `mofo_step_args_init`: the size of the struct that the caller was compiled with.
     pub struct_size: u64,
-    /// η of this step: finite, at least 0, or `MOFO_INHERIT` (default).
+    /// The learning rate of this step: finite, at least 0, or `MOFO_INHERIT` (default).
     pub learning_rate: f64,
-    /// α of this step, in (0, 1], for the tensors that have none of their own; or `MOFO_INHERIT` (default).
+    /// The update fraction of this step, in (0, 1], for the tensors that have none of their own; or `MOFO_INHERIT` (default).
     pub update_fraction: f64,
     /// Multiplies every gradient: 1 / loss scale, 1 / accumulation steps. Finite. Default 1.
     pub grad_scale: f64,
@@ -90,26 +90,26 @@ pub struct mofo_step_args {
     pub report: *mut mofo_step_report,
     /// `sizeof *report`; not looked at if `report` is NULL.
     pub report_size: u64,
-    /// CUDA: where in device, managed or page-locked memory η of this step is, in place of `learning_rate`; read when
+    /// CUDA: where in device, managed or page-locked memory the learning rate of this step is, in place of `learning_rate`; read when
     /// the step runs, so that a step captured in a graph can follow a schedule. Not finite or negative: the step is
     /// not taken (see `mofo_step_report.status`). NULL (default): as `learning_rate` says. NULL on the CPU.
     pub device_learning_rate: *const f64,
-    /// β1 of this step: in [0, 1), or `MOFO_INHERIT` (default).
+    /// beta1 of this step: in [0, 1), or `MOFO_INHERIT` (default).
     pub beta1: f64,
-    /// β2 of this step, likewise.
+    /// beta2 of this step, likewise.
     pub beta2: f64,
-    /// ε of this step: finite, at least 0, or `MOFO_INHERIT` (default).
+    /// epsilon of this step: finite, at least 0, or `MOFO_INHERIT` (default).
     pub epsilon: f64,
-    /// λ of this step, for the tensors that have none of their own: finite, at least 0, or `MOFO_INHERIT` (default).
+    /// The weight decay of this step, for the tensors that have none of their own: finite, at least 0, or `MOFO_INHERIT` (default).
     pub weight_decay: f64,
-    /// CUDA: where β1 of this step is, in place of `beta1`, as with `device_learning_rate`. Out of its range: the step is
+    /// CUDA: where beta1 of this step is, in place of `beta1`, as with `device_learning_rate`. Out of its range: the step is
     /// not taken.
     pub device_beta1: *const f64,
-    /// CUDA: likewise β2.
+    /// CUDA: likewise beta2.
     pub device_beta2: *const f64,
-    /// CUDA: likewise ε.
+    /// CUDA: likewise epsilon.
     pub device_epsilon: *const f64,
-    /// CUDA: likewise λ, of the tensors that have none of their own.
+    /// CUDA: likewise the weight decay, of the tensors that have none of their own.
     pub device_weight_decay: *const f64,
 }
 

@@ -22,10 +22,12 @@ pub struct mofo_tensor {
     /// UTF-8, not empty, unique within the optimizer; copied. The key of the tensor's random bits, and in
     /// checkpoints.
     pub name: *const c_char,
-    /// Entries, at least 1. Only their number matters, not the shape; they are contiguous.
+    /// Entries. Only their number matters, not the shape; they are contiguous. A tensor of 0, as a shard or an expert
+    /// may be, takes part in every step that does not leave it out of its list, and nothing happens but that the step is
+    /// counted: it has no buffers, and its pointers are not looked at. Default 0.
     pub numel: u64,
-    /// Cuts the tensor into this many equal contiguous blocks, each with its own largest α: for a buffer
-    /// that stacks the matrices of several layers or heads. Must divide `numel`. Default 1.
+    /// Cuts the tensor into this many equal contiguous blocks, each with a share of its own that moves: for a buffer
+    /// that stacks the matrices of several layers or heads. Must divide `numel`; of 0 it may be any number. Default 1.
     pub num_blocks: u64,
     /// `MOFO_DTYPE_F32` (default), `MOFO_DTYPE_F16` or `MOFO_DTYPE_BF16`.
     pub param_dtype: i32,
@@ -36,10 +38,10 @@ pub struct mofo_tensor {
     pub param: *mut c_void,
     /// The gradient, likewise; only read. NULL (default): no gradient, the tensor is left alone.
     pub grad: *const c_void,
-    /// α of this tensor, in (0, 1], or `MOFO_INHERIT` (default). Biases and norm weights are usually given
+    /// The update fraction of this tensor, in (0, 1], or `MOFO_INHERIT` (default). Biases and norm weights are usually given
     /// 1; the library never guesses from names.
     pub update_fraction: f64,
-    /// λ of this tensor, finite and at least 0, or `MOFO_INHERIT` (default).
+    /// The weight decay of this tensor, finite and at least 0, or `MOFO_INHERIT` (default).
     pub weight_decay: f64,
     /// Multiplies the learning rate for this tensor: finite, at least 0. Default 1.
     pub learning_rate_scale: f64,

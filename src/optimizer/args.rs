@@ -137,7 +137,7 @@ pub struct TensorBinding<'a> {
 }
 
 impl<'a> TensorBinding<'a> {
-    /// Lends these slices, as long as the tensor and of its dtypes.
+    /// Lends these slices, as long as the tensor and of its dtypes; both are empty for a tensor without entries.
     pub fn new(index: u64, param: impl Into<ParamMut<'a>>, grad: impl Into<GradRef<'a>>) -> Self {
         Self {
             index,

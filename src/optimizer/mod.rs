@@ -87,7 +87,8 @@ impl Optimizer {
     /// # Safety
     ///
     /// Until the tensor is removed, bound to others or the optimizer dropped, every buffer that is not null
-    /// is alive, holds `numel` elements, and is not touched by others during a call.
+    /// is alive, holds `numel` elements, and is not touched by others during a call. Where `numel` is 0 they are not looked
+    /// at.
     ///
     /// # Errors
     ///
@@ -184,6 +185,12 @@ impl Optimizer {
         grad: *const c_void,
     ) -> Result<()> {
         let tensor = self.tensor(index)?;
+        let bound = Buffers {
+            param,
+            grad,
+            ..Buffers::default()
+        };
+        let Buffers { param, grad, .. } = bound.of_entries(tensor.numel);
         let (param, grad) = (param.cast(), grad.cast());
         let check = || {
             tensor.check_own_buffers(param, grad)?;

@@ -28,9 +28,9 @@ pub struct TensorState<'a> {
     pub grad_dtype: Dtype,
     /// The moments' type.
     pub state_dtype: StateDtype,
-    /// The first moment, `numel` elements.
+    /// The first moment, `numel` elements; null if there are none.
     pub exp_avg: *mut c_void,
-    /// The second moment, `numel` elements.
+    /// The second moment, likewise.
     pub exp_avg_sq: *mut c_void,
     /// The master copy, `numel` elements, or null.
     pub master: *mut f32,

@@ -1,6 +1,7 @@
 //! What the optimizer keeps for each tensor.
 
 use std::ffi::{CStr, c_void};
+use std::ptr::NonNull;
 
 use super::overlap::Extent;
 use crate::backend::{self, Backend, State};
@@ -34,6 +35,22 @@ impl Default for Buffers {
             exp_avg: std::ptr::null_mut(),
             exp_avg_sq: std::ptr::null_mut(),
             master: std::ptr::null_mut(),
+        }
+    }
+}
+
+impl Buffers {
+    /// As they are, or stand-ins where there are no entries: empty containers have any address, NULL among them, which
+    /// does not say then that nothing is bound. State there is none.
+    pub(super) fn of_entries(self, numel: u64) -> Self {
+        if numel > 0 {
+            return self;
+        }
+        let nothing = NonNull::<u64>::dangling().as_ptr().cast::<c_void>();
+        Self {
+            param: nothing,
+            grad: nothing,
+            ..Self::default()
         }
     }
 }
@@ -102,6 +119,7 @@ impl Tensor {
         buffers: &Buffers,
         backend: &Backend,
     ) -> Result<Self> {
+        let buffers = &buffers.of_entries(spec.numel);
         let brought = [
             !buffers.exp_avg.is_null(),
             !buffers.exp_avg_sq.is_null(),
@@ -210,11 +228,11 @@ impl Tensor {
         [param, grad]
     }
 
-    /// The address ranges of all buffers that are not null, with this parameter and gradient.
+    /// The address ranges of all buffers that are not null nor empty, with this parameter and gradient.
     pub(crate) fn extents(&self, param: *const u8, grad: *const u8) -> [Result<Option<Extent>>; 5] {
         let state = self.state_dtype.size();
         let extent = |what, start: *const u8, size, written| {
-            if start.is_null() {
+            if start.is_null() || self.numel == 0 {
                 return Ok(None);
             }
             Extent::new(what, start, self.numel, size, written).map(Some)

@@ -49,3 +49,43 @@ pub fn key(x: f32) -> u32 {
     let magnitude = magnitude(x);
     if magnitude < INFINITE { magnitude } else { 0 }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::scalars::Hyper;
+    use super::*;
+
+    /// Where an entry of 0 goes in its first step with this gradient.
+    fn first_move(epsilon: f64, g: f32) -> f32 {
+        let hyper = Hyper {
+            learning_rate: 1e-3,
+            learning_rate_scale: 1.0,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon,
+            weight_decay: 0.0,
+        };
+        let scalars = Scalars::new(&hyper, 1).unwrap();
+        let (m, v) = moments(g, 0.0, 0.0, &scalars);
+        moved(0.0, update(m, v, &scalars), &scalars)
+    }
+
+    /// What `docs/numerics.md` says of them.
+    #[test]
+    fn gradients_whose_squares_are_flushed_are_divided_by_epsilon_alone() {
+        let is_about_the_learning_rate = |x: f32| (-1.01e-3..-0.99e-3).contains(&x);
+        assert!(is_about_the_learning_rate(first_move(0.0, 3.43e-18)));
+        assert_eq!(first_move(0.0, 3.42e-18), f32::NEG_INFINITY);
+        assert_eq!(first_move(0.0, 1e-20), f32::NEG_INFINITY);
+        // Lifted by 2^40.
+        assert!(is_about_the_learning_rate(first_move(
+            0.0,
+            3.2e-30 * (1u64 << 40) as f32
+        )));
+        for g in [2e-37, 1e-30, 1e-20, 3.42e-18] {
+            let x = first_move(3.43e-18, g);
+            assert!((-1e-3..0.0).contains(&x), "{g}: {x}");
+            assert!(first_move(1e-8, g) > -1e-12);
+        }
+    }
+}

@@ -127,7 +127,7 @@ pub fn parse(text: &str) -> Header {
                 "#ifndef",
                 "#endif",
                 "extern \"C\"",
-                "}  // extern",
+                "}  /* extern",
             ]
             .iter()
             .any(|start| line.starts_with(start))

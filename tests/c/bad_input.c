@@ -341,7 +341,6 @@ static void bad_tensor(struct scene *scene, const mofo_tensor *tensor, int32_t e
     } while (0)
 
 static void tensor_values(struct scene *scene) {
-    BAD_VALUE(numel, 0, "0", "from 1");
     BAD_VALUE(numel, (uint64_t)1 << 63, "9223372036854775808");
     BAD_VALUE(numel, UINT64_MAX, "18446744073709551615");
     /* The bytes of four-byte elements no longer fit into what a buffer can be. */

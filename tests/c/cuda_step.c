@@ -324,6 +324,52 @@ static void subsets(void) {
     twins_free(twins);
 }
 
+/* Tensors without entries take part, and nothing happens but that their steps are counted. */
+static void empty_tensors(void) {
+    static const double norms[] = {0.0, 0.2};
+    size_t n;
+    int t;
+    for (n = 0; n < sizeof norms / sizeof norms[0]; n++) {
+        mofo_options options = default_options();
+        mofo_tensor empty = named_tensor("empty", 0);
+        uint64_t first, last;
+        struct twins *twins;
+        CASE("empty tensors, clipping at %g", norms[n]);
+        options.max_grad_norm = norms[n];
+        twins = twins_new(&options);
+        REQUIRE_OK(mofo_add_tensor(twins->host, &empty, &first));
+        REQUIRE_OK(mofo_add_tensor(twins->device, &empty, &first));
+        CHECK_U64(twins_step(twins, NULL).entries, 0);
+        twins_add_mixed(twins);
+        empty.name = "empty.everything";
+        empty.update_fraction = 1.0;
+        empty.param_dtype = MOFO_DTYPE_BF16;
+        empty.num_blocks = 5;
+        REQUIRE_OK(mofo_add_tensor(twins->host, &empty, &last));
+        REQUIRE_OK(mofo_add_tensor(twins->device, &empty, &last));
+        for (t = 0; t < 3; t++) {
+            double expected, got;
+            twins_gradients(twins, (uint64_t)t);
+            CHECK_OK(mofo_grad_norm(twins->host, NULL, &expected));
+            CHECK_OK(mofo_grad_norm(twins->device, NULL, &got));
+            CHECK_F64(got, expected);
+            CHECK_U64(twins_step(twins, NULL).entries, 1500 + 999 + 37 + 1);
+            twins_same(twins);
+        }
+        CHECK_OK(mofo_bind_tensor(twins->device, last, NULL, NULL));
+        twins_step(twins, NULL);
+        twins_same(twins);
+        CHECK_U64(state_of(twins->device, first).step_count, 5);
+        CHECK_U64(state_of(twins->device, last).step_count, 4);
+        CHECK_U64(state_of(twins->host, last).step_count, 4);
+        CHECK_OK(mofo_remove_tensor(twins->host, first));
+        CHECK_OK(mofo_remove_tensor(twins->device, first));
+        twins_step(twins, NULL);
+        twins_same(twins);
+        twins_free(twins);
+    }
+}
+
 /* Moments with a past: brought with the tensor, or restored through the pointers of mofo_tensor_state. */
 static void resumed(void) {
     mofo_options options = default_options();
@@ -608,6 +654,7 @@ int main(void) {
     managed_memory();
     settings_of_a_step();
     subsets();
+    empty_tensors();
     resumed();
     removed();
     many_bound_anew();

@@ -120,6 +120,30 @@ void resumed(const std::string &path) {
     CHECK(std::remove(path.c_str()) == 0);
 }
 
+void in_part(const std::string &path) {
+    CASE("%s", "in part");
+    Model model(5);
+    model.run(1, 1);
+    mofo::Optimizer &optimizer = model.optimizer;
+    const std::vector<unsigned char> saved = optimizer.save_to_memory();
+    optimizer.save(path);
+    std::vector<float> more(3);
+    optimizer.add(mofo::Tensor("new", more.data(), more.data(), 0));
+    check_throws(mofo::Status::checkpoint, "\"new\"", [&] { optimizer.load(path); });
+    mofo::LoadReport report;
+    std::uint8_t loaded[2] = {7, 7};
+    mofo::LoadArgs args;
+    args.set_partial(true).report_to(report).mark_loaded(loaded, 2);
+    optimizer.load(path, args);
+    CHECK(report.tensors_loaded == 1 && report.tensors_missing == 1 && report.tensors_ignored == 0);
+    CHECK(loaded[0] == 1 && loaded[1] == 0);
+    optimizer.load_from_memory(saved.data(), saved.size(), args);
+    CHECK(optimizer.try_load(path.c_str(), args) == mofo::Status::ok);
+    CHECK(optimizer.try_load_from_memory(saved.data(), saved.size(), args.set_partial(false)) ==
+          mofo::Status::checkpoint);
+    CHECK(std::remove(path.c_str()) == 0);
+}
+
 void errors(const std::string &path) {
     CASE("%s", "errors");
     Model model(5);
@@ -169,6 +193,7 @@ int main() {
     std::string folder = std::string(temporary != nullptr ? temporary : "/tmp") + "/mofo-test-XXXXXX";
     REQUIRE(mkdtemp(&folder[0]) != nullptr);
     resumed(folder + "/checkpoint");
+    in_part(folder + "/checkpoint");
     errors(folder + "/missing/checkpoint");
     CHECK(rmdir(folder.c_str()) == 0);
     return check_finish();

@@ -66,6 +66,18 @@ int main() {
     // Both tie, so both move: 1 - 0.25.
     CHECK(weights[0] == 0x3F40 && weights[1] == 0x3F40);
 
+    // Or at once, as a tensor of a framework comes.
+    struct {
+        void *param;
+        const void *grad;
+        mofo::Dtype param_dtype, grad_dtype;
+    } from_outside = {weights, ones, mofo::Dtype::bf16, mofo::Dtype::f16};
+    const mofo::Tensor described("described", from_outside.param, from_outside.param_dtype, from_outside.grad,
+                                 from_outside.grad_dtype, 2);
+    CHECK(described.param == weights && described.grad == ones && described.numel == 2);
+    CHECK(described.param_dtype == MOFO_DTYPE_BF16 && described.grad_dtype == MOFO_DTYPE_F16);
+    CHECK(described.update_fraction == mofo::inherit && described.num_blocks == 1);
+
     // What is saved can be loaded.
     static unsigned char buffer[8192];
     std::uint64_t bytes = 0;

@@ -176,7 +176,11 @@ void thrown_errors() {
 
     mofo::Optimizer optimizer(one_thread());
     check_throws(mofo::Status::invalid_state, "tensor", [&] { optimizer.step(); });
-    check_throws(mofo::Status::invalid_argument, "numel", [&] { optimizer.add(mofo::Tensor("empty", 0)); });
+    check_throws(mofo::Status::invalid_argument, "num_blocks", [&] {
+        mofo::Tensor cut("cut", 4);
+        cut.num_blocks = 3;
+        optimizer.add(cut);
+    });
     check_throws(mofo::Status::invalid_argument, "num_blocks", [&] {
         mofo::Tensor tensor("odd", 3);
         tensor.num_blocks = 2;

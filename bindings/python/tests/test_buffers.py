@@ -141,7 +141,6 @@ class Refused(BufferTest):
             'tensor "w": param has 5 bytes, no multiple of 4', INVALID_BUFFER, bytearray(5), dtype="f32"
         )
         self.assert_refused('tensor "w": exp_avg has 1 entries', INVALID_BUFFER, floats(1, 2), exp_avg=floats(1))
-        self.assert_refused("numel", INVALID_ARGUMENT, floats())
         self.assert_refused("num_blocks", INVALID_ARGUMENT, floats(1, 2, 3), num_blocks=2)
 
     def test_wrong_shapes(self) -> None:

@@ -12,6 +12,7 @@ from support import header, header_structs
 
 SCALARS: dict[str, Any] = {
     "void": None,
+    "uint8_t": ctypes.c_uint8,
     "int32_t": ctypes.c_int32,
     "uint32_t": ctypes.c_uint32,
     "int64_t": ctypes.c_int64,

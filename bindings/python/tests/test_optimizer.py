@@ -73,6 +73,23 @@ class Steps(unittest.TestCase):
         self.assertEqual(made.state("w").num_blocks, 2)
         self.assert_close(made.state("w").thresholds, [0.4, 0.8])
 
+    def test_count_tensors_without_entries(self) -> None:
+        made, params, _ = optimizer("w", update_fraction=0.25)
+        expected, expected_params, _ = optimizer("w", update_fraction=0.25)
+        made.add("array", floats(), floats())
+        made.add("address", 0, 0, numel=0, dtype="bf16")
+        made.add("unbound", numel=0)
+        self.assertEqual(made.step().entries, 8)
+        expected.step()
+        self.assertEqual(params, expected_params)
+        self.assertEqual(made.grad_norm(), expected.grad_norm())
+        for name in ("array", "address", "unbound"):
+            state = made.state(name)
+            self.assertEqual((state.numel, state.step_count, state.master), (0, 1, None))
+            self.assertEqual((len(state.exp_avg), len(state.exp_avg_sq), len(state.thresholds)), (0, 0, 1))
+        with self.assertRaisesRegex(mofo.Error, "address 0"):
+            made.add("v", 0, numel=1, dtype="f32")
+
     def test_report_what_they_did(self) -> None:
         made, _, grads = optimizer("a", "b", update_fraction=0.25)
         norm = math.sqrt(2 * sum(g * g for g in grads["a"]))

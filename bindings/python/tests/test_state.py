@@ -156,6 +156,30 @@ class Checkpoints(unittest.TestCase):
                 again.step()
                 self.assertEqual(params_then, params)
 
+    def test_are_loaded_in_part_where_that_is_asked_for(self) -> None:
+        made, _, _ = optimizer("a", "b", "c", seed=7)
+        made.step()
+        data = made.save_to_memory()
+        other, _, _ = optimizer("removed", "new", "b")
+        other.remove("removed")
+        before = other.save_to_memory()
+        with self.assertRaises(mofo.Error):
+            other.load_from_memory(data)
+        with self.assertRaises(TypeError):
+            other.load_from_memory(data, partial=1)  # type: ignore[arg-type]
+        self.assertEqual(other.save_to_memory(), before)
+        report = other.load_from_memory(data, partial=True)
+        self.assertEqual(report, mofo.LoadReport(loaded=("b",), missing=("new",), ignored=2))
+        self.assertEqual(list(other.state("b").exp_avg), list(made.state("b").exp_avg))
+        self.assertEqual([other.state(name).step_count for name in ("b", "new")], [1, 0])
+        with tempfile.TemporaryDirectory() as folder:
+            made.save(Path(folder) / "file")
+            self.assertEqual(other.load(Path(folder) / "file", partial=True), report)
+            self.assertEqual(made.load(Path(folder) / "file"), mofo.LoadReport(("a", "b", "c"), (), 0))
+        strange, _, _ = optimizer("x")
+        with self.assertRaisesRegex(mofo.Error, "none of the optimizer's tensors"):
+            strange.load_from_memory(data, partial=True)
+
     def test_that_do_not_fit_are_refused_and_change_nothing(self) -> None:
         made, _, _ = optimizer("w")
         made.step()

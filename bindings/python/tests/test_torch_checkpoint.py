@@ -211,7 +211,7 @@ def test_moments_of_several_types_become_f32(tmp_path: Path) -> None:
     assert kinds == {torch.float32, torch.bfloat16}
 
 
-def test_parameters_without_entries_are_left_out(tmp_path: Path) -> None:
+def test_parameters_without_entries_are_converted(tmp_path: Path) -> None:
     weight, empty = (torch.nn.Parameter(torch.ones(shape)) for shape in ((3,), (0, 4)))
     weight.grad, empty.grad = torch.ones(3), torch.ones(0, 4)
     adamw = torch.optim.AdamW([("weight", weight), ("empty", empty)])
@@ -219,7 +219,12 @@ def test_parameters_without_entries_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     from_adamw(adamw.state_dict(), path)
     with safe_open(path, "pt") as file:
-        assert set(file.keys()) == {"weight.exp_avg", "weight.exp_avg_sq"}
+        assert set(file.keys()) == {f"{name}.{moment}" for name in ("weight", "empty") for moment in MOMENTS}
+    with mofo.Optimizer() as optimizer:
+        optimizer.add("weight", numel=3)
+        optimizer.add("empty", numel=0)
+        optimizer.load(path)
+        assert optimizer.state("empty").step_count == 1
     back = to_adamw(path, adamw.state_dict())
     assert_same_bits(back["state"][0]["exp_avg"], adamw.state[weight]["exp_avg"])
     fresh = torch.optim.AdamW([("weight", weight), ("empty", empty)])

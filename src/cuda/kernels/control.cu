@@ -161,7 +161,7 @@ __device__ void prepare(const Step &step, PrepareRoom &room) {
             }
             if (work.mode == WHOLE) {
                 runs = runs_of(tensor);
-            } else {
+            } else if (tensor.numel > 0) {
                 strips = strips_of(tensor, work);
             }
             tensor.step_count = t;
@@ -229,7 +229,8 @@ extern "C" __global__ __launch_bounds__(THREADS_OF_ONE) void mofo_begin(const Be
         u64 numel = takes_part ? step.tensors[i].numel : 0, total;
         u64 first_chunk = team_prefix(takes_part ? chunks_of(numel) : 0ull, room.prefixes, total) + chunks;
         chunks += total;
-        u64 position = team_prefix(takes_part ? 1ull : 0ull, room.prefixes, total) + participants;
+        // A tensor without entries has no sum.
+        u64 position = team_prefix(numel > 0 ? 1ull : 0ull, room.prefixes, total) + participants;
         participants += total;
         team_prefix(numel, room.prefixes, total);
         entries += total;

@@ -7,7 +7,7 @@ used where it is installed.
 from ._functions import cuda_available, library_version, state_size
 from ._optimizer import KEEP, Optimizer
 from ._options import Options
-from ._results import REPORT_SIZE, MemoryInfo, StateSizes, StepReport
+from ._results import REPORT_SIZE, LoadReport, MemoryInfo, StateSizes, StepReport
 from ._state import DeviceArray, TensorState
 from ._version import __version__
 from .errors import Error, LibraryError
@@ -18,6 +18,7 @@ __all__ = [
     "DeviceArray",
     "Error",
     "LibraryError",
+    "LoadReport",
     "MemoryInfo",
     "Optimizer",
     "Options",

@@ -129,10 +129,10 @@ def _has_buffer(source: Any) -> bool:
 
 def _at_address(source: Any, need: Need) -> Buffer:
     address = _arguments.integer(f"the address of {need.what}", source, 0, 2**64 - 1)
-    if address == 0:
-        raise bad_buffer(f"{need.what} is at address 0 (None says that there is none)")
     if need.numel is None:
         raise _arguments.invalid(f"{need.what} is an address: how many entries are there? (numel=...)")
+    if address == 0 and need.numel > 0:
+        raise bad_buffer(f"{need.what} is at address 0 (None says that there is none)")
     return Buffer(address, need.numel, _untold_dtype(need, "an address"), None)
 
 
@@ -183,7 +183,7 @@ def _on_gpu(source: Any, interface: dict[str, Any], need: Need) -> Buffer:
     if interface.get("strides") is not None and not _contiguous(shape, interface["strides"], ITEM_SIZES[dtype]):
         raise bad_buffer(f"{need.what} is not contiguous (shape {shape}, strides {tuple(interface['strides'])})")
     _check_numel(need, numel)
-    if not address:
+    if not address and numel > 0:
         raise bad_buffer(f"{need.what} has no memory")
     return Buffer(address, numel, dtype, shape, source)
 

@@ -47,7 +47,7 @@ def from_adamw(
 
     Moments are f32 or bf16: the `state_dtype` of the optimizer that will load it. Where some are f32 and some bf16, as
     in a model of mixed types, all become f32, which changes no value. Parameters that were never stepped have no state
-    in AdamW, and so no size: `shapes` tells theirs, by name. Parameters without entries are left out: mofo has none.
+    in AdamW, and so no size: `shapes` tells theirs, by name.
     """
     check_structure(state_dict, "the state dict")
     _write(state_dict, path, names, shapes, "AdamW")
@@ -166,8 +166,6 @@ def _write(
             shape = shape_of(name, state, shapes)
             if shape is None:
                 raise unfit(f"parameter {name!r} was never stepped, so that {whose} has no size of it: give its shape")
-            if numel_of(shape) == 0:
-                continue
             steps = steps_of(name, state) if state else 0
             if steps == 0:
                 if state and not is_mofo:

@@ -7,7 +7,7 @@ constant's value, every struct's fields in order, every function's arguments and
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_uint8, c_uint32, c_uint64, c_void_p
 from typing import Any
 
 MOFO_ABI_VERSION = 1
@@ -185,6 +185,30 @@ class CStepArgs(ctypes.Structure):
     ]
 
 
+class CLoadReport(ctypes.Structure):
+    """`mofo_load_report`."""
+
+    _fields_ = [
+        ("tensors_loaded", c_uint64),
+        ("tensors_missing", c_uint64),
+        ("tensors_ignored", c_uint64),
+    ]
+
+
+class CLoadArgs(ctypes.Structure):
+    """`mofo_load_args`."""
+
+    _fields_ = [
+        ("struct_size", c_uint64),
+        ("partial", c_int32),
+        ("reserved", c_int32),
+        ("report", POINTER(CLoadReport)),
+        ("report_size", c_uint64),
+        ("loaded", POINTER(c_uint8)),
+        ("num_loaded", c_uint64),
+    ]
+
+
 class CMemoryInfo(ctypes.Structure):
     """`mofo_memory_info`."""
 
@@ -206,6 +230,8 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "mofo_step_report": CStepReport,
     "mofo_step_args": CStepArgs,
     "mofo_memory_info": CMemoryInfo,
+    "mofo_load_report": CLoadReport,
+    "mofo_load_args": CLoadArgs,
 }
 
 OptimizerPointer = POINTER(COptimizer)
@@ -235,8 +261,11 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "mofo_cpu_tier": (c_int32, [OptimizerPointer]),
     "mofo_save": (c_int32, [OptimizerPointer, c_char_p]),
     "mofo_load": (c_int32, [OptimizerPointer, c_char_p]),
+    "mofo_load_args_init": (c_int32, [POINTER(CLoadArgs), c_uint64]),
+    "mofo_load_with": (c_int32, [OptimizerPointer, c_char_p, POINTER(CLoadArgs)]),
     "mofo_save_size": (c_int32, [OptimizerPointer, POINTER(c_uint64)]),
     "mofo_save_to_memory": (c_int32, [OptimizerPointer, c_void_p, c_uint64, POINTER(c_uint64)]),
     "mofo_load_from_memory": (c_int32, [OptimizerPointer, c_void_p, c_uint64]),
+    "mofo_load_from_memory_with": (c_int32, [OptimizerPointer, c_void_p, c_uint64, POINTER(CLoadArgs)]),
 }
 """Of each function its result and its arguments."""

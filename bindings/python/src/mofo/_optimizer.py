@@ -16,6 +16,8 @@ from ._buffers import Need, address_of, look_at
 from ._declarations import (
     MOFO_ERROR_INVALID_STATE,
     MOFO_ERROR_NOT_FOUND,
+    CLoadArgs,
+    CLoadReport,
     CMemoryInfo,
     CStepArgs,
     CStepReport,
@@ -25,7 +27,7 @@ from ._functions import state_size
 from ._handle import Handle, Turn
 from ._library import library
 from ._options import CPU_TIERS, OptionChanges, Options
-from ._results import LAUNCHED, MemoryInfo, StateSizes, StepReport
+from ._results import LAUNCHED, LoadReport, MemoryInfo, StateSizes, StepReport
 from ._state import TensorState, tensor_state
 from ._tensors import Tensor, address, check_shapes, describe
 from .errors import Error
@@ -66,6 +68,7 @@ class Optimizer:
         self._turn = Turn()
         self._tensors: dict[int, Tensor] = {}
         self._indices: dict[str, int] = {}
+        self._added = 0
         self._handle = Handle(self._options.to_c())
 
     @property
@@ -127,6 +130,7 @@ class Optimizer:
             handle.library.check(handle.library.functions.mofo_add_tensor(handle.pointer, c_tensor, index))
             self._tensors[index.value] = tensor
             self._indices[name] = index.value
+            self._added = index.value + 1
             return index.value
 
     def bind(self, tensor: str | int, param: Any = KEEP, grad: Any = KEEP) -> None:
@@ -283,14 +287,20 @@ class Optimizer:
         with self._saved_state() as handle:
             handle.library.check(handle.library.functions.mofo_save(handle.pointer, _arguments.path(path)))
 
-    def load(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
+    def load(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes], *, partial: bool = False) -> LoadReport:
         """Takes the state from a checkpoint, into an optimizer to which the same tensors were added, in any order.
 
         The seed is taken from it, too; everything else stays as it was set here. The whole file is checked before
         anything is changed. Only if it changes meanwhile the state is lost: steps are refused until a load succeeds.
+
+        With `partial` the checkpoint may have tensors more or fewer than the optimizer, as long as they have some in
+        common: those are loaded, others stay as they are or are ignored, and the report tells which.
         """
         with self._saved_state() as handle:
-            handle.library.check(handle.library.functions.mofo_load(handle.pointer, _arguments.path(path)))
+            args = self._load_args(partial)
+            where = _arguments.path(path)
+            handle.library.check(handle.library.functions.mofo_load_with(handle.pointer, where, args))
+            return self._load_report(args)
 
     def save_to_memory(self) -> bytearray:
         """What `save` would write to a file, as bytes."""
@@ -304,13 +314,14 @@ class Optimizer:
             )
             return data
 
-    def load_from_memory(self, data: Any) -> None:
+    def load_from_memory(self, data: Any, *, partial: bool = False) -> LoadReport:
         """As `load`, from what `save_to_memory` gave or a file holds: bytes or another contiguous buffer."""
         with self._saved_state() as handle, memoryview(data) as view:
             if not view.c_contiguous:
                 raise _arguments.invalid("the checkpoint is not contiguous in memory")
-            where = address_of(view)
-            handle.library.check(handle.library.functions.mofo_load_from_memory(handle.pointer, where, view.nbytes))
+            args, load = self._load_args(partial), handle.library.functions.mofo_load_from_memory_with
+            handle.library.check(load(handle.pointer, address_of(view), view.nbytes, args))
+            return self._load_report(args)
 
     def state_size(
         self,
@@ -409,6 +420,24 @@ class Optimizer:
         if index not in self._tensors:
             raise Error(MOFO_ERROR_NOT_FOUND, f"no tensor has index {index}")
         return index
+
+    def _load_args(self, partial: bool) -> CLoadArgs:
+        """The arguments of a load, with room for what it will find."""
+        loaded, args, report = library(), CLoadArgs(), CLoadReport()
+        loaded.check(loaded.functions.mofo_load_args_init(args, ctypes.sizeof(args)))
+        args.partial = _arguments.flag("partial", partial)
+        args.report, args.report_size = ctypes.pointer(report), ctypes.sizeof(report)
+        # Indices count up; those of tensors that were removed may be the last ones.
+        args.num_loaded = self._added
+        args.loaded = (ctypes.c_uint8 * args.num_loaded)()
+        return args
+
+    def _load_report(self, args: CLoadArgs) -> LoadReport:
+        loaded: list[str] = []
+        missing: list[str] = []
+        for name, index in self._indices.items():
+            (loaded if args.loaded[index] else missing).append(name)
+        return LoadReport(tuple(loaded), tuple(missing), args.report.contents.tensors_ignored)
 
     def _step_args(
         self, of_step: dict[str, float | None], grad_scale: float, tensors: Iterable[str | int] | None

@@ -66,6 +66,20 @@ LAUNCHED = StepReport(None, 0, 0, False, 0, 0, 0, 0, launched=True)
 
 
 @dataclass(frozen=True)
+class LoadReport:
+    """What a load has found.
+
+    - loaded: the names of the tensors whose state was taken from the checkpoint.
+    - missing: the names of tensors of the optimizer that the checkpoint has not: they are as they were.
+    - ignored: how many tensors of the checkpoint the optimizer has not.
+    """
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    ignored: int
+
+
+@dataclass(frozen=True)
 class MemoryInfo:
     """The memory that an optimizer holds, in bytes.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import ctypes
 from dataclasses import dataclass
 from typing import Any
@@ -61,10 +62,9 @@ class TensorState:
 def tensor_state(handle: Handle, index: int, info: CTensorInfo, device: str, owners: tuple[object, ...]) -> TensorState:
     """From the C struct. `owners` are what the caller's own buffers of the state belong to."""
 
-    def array(pointer: Any, numel: int, dtype: int, readonly: bool = False) -> Any:
-        address = ctypes.cast(pointer, ctypes.c_void_p).value
-        if address is None:
-            return None
+    def view(pointer: Any, numel: int, dtype: int, readonly: bool = False) -> Any:
+        # NULL for what has no entries.
+        address = ctypes.cast(pointer, ctypes.c_void_p).value or 0
         if device == "cuda":
             on_device = DeviceArray(address, numel, dtype, readonly)
             handle.lend(index, on_device)
@@ -79,10 +79,10 @@ def tensor_state(handle: Handle, index: int, info: CTensorInfo, device: str, own
         numel=info.numel,
         num_blocks=info.num_blocks,
         step_count=info.step_count,
-        exp_avg=array(info.exp_avg, info.numel, info.state_dtype),
-        exp_avg_sq=array(info.exp_avg_sq, info.numel, info.state_dtype),
-        master=array(info.master, info.numel, 0),
-        thresholds=array(info.thresholds, info.num_blocks, 0, readonly=True),
+        exp_avg=view(info.exp_avg, info.numel, info.state_dtype),
+        exp_avg_sq=view(info.exp_avg_sq, info.numel, info.state_dtype),
+        master=view(info.master, info.numel, 0) if info.master else None,
+        thresholds=view(info.thresholds, info.num_blocks, 0, readonly=True),
         param_dtype=DTYPE_NAMES[info.param_dtype],
         grad_dtype=DTYPE_NAMES[info.grad_dtype],
         state_dtype=DTYPE_NAMES[info.state_dtype],
@@ -96,5 +96,8 @@ def _view(memory: ctypes.Array[ctypes.c_ubyte], dtype: int, readonly: bool) -> A
     try:
         import numpy
     except ImportError:
+        if not view.nbytes:
+            # Python casts no view without entries.
+            return memoryview(array.array("H" if dtype else "f"))
         return view.cast("B").cast(_FORMATS[dtype])  # type: ignore[call-overload]
     return numpy.frombuffer(view, dtype=_NUMPY_TYPES[dtype])
