@@ -64,9 +64,9 @@ pub(super) struct Block {
 }
 
 pub(super) const BLOCK_BYTES: usize = 128 + 8 * BINS;
-pub(super) const CONTROL_BYTES: usize = 104;
+pub(super) const CONTROL_BYTES: usize = 112;
 /// Where in the control record the gradient norm is.
-pub(super) const CONTROL_GRAD_NORM: usize = 88;
+pub(super) const CONTROL_GRAD_NORM: usize = 96;
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

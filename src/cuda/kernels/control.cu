@@ -99,7 +99,7 @@ struct PrepareRoom {
 // Decides whether the step is taken, and what it does to each tensor; counts the work. By one block of threads.
 __device__ void prepare(const Step &step, PrepareRoom &room) {
     Control &control = *step.control;
-    double sum = step.needs_sum ? fold(step.sums, control.participants, room.lanes) : 0.0;
+    double sum = step.needs_sum ? fold(step.sums, control.num_sums, room.lanes) : 0.0;
     Hyper hyper = hyper_of(step);
     bool usable = is_in_range(hyper), countable = true;
     if (!step.only_norm) {
@@ -222,7 +222,7 @@ extern "C" __global__ __launch_bounds__(THREADS_OF_ONE) void mofo_begin(const Be
         return;
     }
     __syncthreads();
-    u64 chunks = 0, participants = 0, entries = 0;
+    u64 chunks = 0, participants = 0, num_sums = 0, entries = 0;
     for (u64 from = 0; from < step.num_tensors; from += blockDim.x) {
         u64 i = from + threadIdx.x;
         bool takes_part = i < step.num_tensors && step.works[i].participates;
@@ -230,7 +230,9 @@ extern "C" __global__ __launch_bounds__(THREADS_OF_ONE) void mofo_begin(const Be
         u64 first_chunk = team_prefix(takes_part ? chunks_of(numel) : 0ull, room.prefixes, total) + chunks;
         chunks += total;
         // A tensor without entries has no sum.
-        u64 position = team_prefix(numel > 0 ? 1ull : 0ull, room.prefixes, total) + participants;
+        u64 position = team_prefix(numel > 0 ? 1ull : 0ull, room.prefixes, total) + num_sums;
+        num_sums += total;
+        team_prefix(takes_part ? 1ull : 0ull, room.prefixes, total);
         participants += total;
         team_prefix(numel, room.prefixes, total);
         entries += total;
@@ -244,6 +246,7 @@ extern "C" __global__ __launch_bounds__(THREADS_OF_ONE) void mofo_begin(const Be
         Control &control = *step.control;
         control.chunks = chunks;
         control.participants = participants;
+        control.num_sums = num_sums;
         control.entries = entries;
         control.strips = control.runs = control.gathers = control.slices = 0;
         control.selected = control.nonfinite = control.estimated = control.failed = 0;

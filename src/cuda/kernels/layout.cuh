@@ -168,6 +168,8 @@ struct Control {
     u64 chunks;
     u64 slices;
     u64 participants;
+    // Of those that have entries.
+    u64 num_sums;
     u64 entries;
     u64 selected;
     u64 nonfinite;
@@ -256,7 +258,7 @@ struct Begin {
 static_assert(sizeof(Tensor) == 144, "as in layout.rs");
 static_assert(sizeof(Work) == 144, "as in layout.rs");
 static_assert(sizeof(Block) == 128 + 8 * BINS, "as in layout.rs");
-static_assert(sizeof(Control) == 104, "as in layout.rs");
+static_assert(sizeof(Control) == 112, "as in layout.rs");
 static_assert(sizeof(Report) == 64, "as in mofo.h");
 static_assert(sizeof(Step) == 232, "as in layout.rs");
 static_assert(sizeof(Bind) <= 4096 && sizeof(Begin) <= 4096, "what a launch can carry");
