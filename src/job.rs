@@ -295,7 +295,7 @@ pub struct DeviceArgs {
     pub weight_decay: *const f64,
     /// Memory that the device can write, for a [`crate::ffi::mofo_step_report`].
     pub report: *mut c_void,
-    /// Bytes of it; from 56 to 4,096 if there is any.
+    /// Bytes of it; from 64 to 4,096 if there is any.
     pub report_size: u64,
 }
 

@@ -42,10 +42,10 @@ def worker(rank: int, folder: str, bucket_views: bool) -> None:
     os._exit(0)
 
 
-@pytest.mark.parametrize("bucket_views", [False, True])
-def test_two_processes_end_with_the_same_bits_as_one_with_the_mean_gradient(bucket_views, tmp_path):
+def in_two_processes(call: str) -> None:
+    """Runs `worker`, or whatever is called with the rank as `rank`."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = f"import test_torch_ddp as t, sys; t.worker(int(sys.argv[1]), {str(tmp_path)!r}, {bucket_views})"
+    command = f"import test_torch_ddp as t, sys; rank = int(sys.argv[1]); {call}"
     processes = [
         subprocess.Popen([sys.executable, "-c", command, str(rank)], env=environment, cwd=Path(__file__).parent)
         for rank in range(2)
@@ -55,6 +55,50 @@ def test_two_processes_end_with_the_same_bits_as_one_with_the_mean_gradient(buck
     finally:
         for process in processes:
             process.kill()
+
+
+def partial_gradient(rank: int, size: int) -> torch.Tensor:
+    return torch.linspace(-1 - rank, 2, size)
+
+
+def dtensor_worker(rank: int, folder: str) -> None:
+    """One of two processes: steps replicated DTensors whose gradients are still to be summed over both."""
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    params = [torch.nn.Parameter(DTensor.from_local(torch.ones(n), mesh, [Replicate()])) for n in SIZES]
+    optimizer = MoFO(params, update_fraction=0.5, lr=0.1)
+    for _ in range(3):
+        for param in params:
+            param.grad = DTensor.from_local(partial_gradient(rank, len(param)), mesh, [Partial()])
+        optimizer.step()
+    torch.save([param.to_local().detach() for param in params], Path(folder, f"{rank}.pt"))
+    distributed.destroy_process_group()
+    os._exit(0)
+
+
+SIZES = [40000, 40000, 30000]
+
+
+def test_gradients_that_are_summed_for_the_step_live_as_long_as_it(tmp_path):
+    in_two_processes(f"t.dtensor_worker(rank, {str(tmp_path)!r})")
+    params = [torch.nn.Parameter(torch.ones(n)) for n in SIZES]
+    optimizer = MoFO(params, update_fraction=0.5, lr=0.1)
+    for _ in range(3):
+        for param in params:
+            param.grad = partial_gradient(0, len(param)) + partial_gradient(1, len(param))
+        optimizer.step()
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert all(same_bits(one, other) for one, other in zip(found, params))
+
+
+@pytest.mark.parametrize("bucket_views", [False, True])
+def test_two_processes_end_with_the_same_bits_as_one_with_the_mean_gradient(bucket_views, tmp_path):
+    in_two_processes(f"t.worker(rank, {str(tmp_path)!r}, {bucket_views})")
     (weights, moments), other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert len(weights) > 10
     assert all(same_bits(a, b) for a, b in zip(weights + moments, other[0] + other[1]))

@@ -246,3 +246,18 @@ def test_resuming_takes_no_more_memory_than_with_adamw(tmp_path):
         peaks[name] = int(run(name, str(tmp_path / name), "load"))
     # The moments are 192 MiB; the library itself takes some.
     assert peaks["MoFO"] < peaks["AdamW"] + 40, peaks
+
+
+def test_a_tensor_that_shares_its_memory_with_another_is_copied_at_once():
+    param = nn.Parameter(torch.linspace(1, 2, 100))
+    param.grad = torch.ones(100)
+    optimizer = MoFO([param])
+    optimizer.step()
+    memory = torch.full((100,), 0.5)
+    saved = optimizer.state_dict()
+    saved["state"][0] = {"step": torch.tensor(1), "exp_avg": memory.detach(), "exp_avg_sq": torch.ones(100)}
+    optimizer.load_state_dict(saved)
+    del saved
+    memory.fill_(7.0)
+    optimizer.step()
+    assert optimizer.state[param]["exp_avg"][0].item() < 1

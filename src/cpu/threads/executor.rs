@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::callback::{Callback, Ran};
 use super::pool::Pool;
+use super::registry;
 use crate::config::Options;
 use crate::error::Result;
 use crate::float_environment::DefaultEnvironment;
@@ -85,7 +86,7 @@ impl Executor {
                 drop(inherited);
             }
             if pool.is_none() {
-                *pool = Some(Pool::shared(self.width)?);
+                *pool = Some(registry::pool(self.width)?);
             }
         }
         Ok(())

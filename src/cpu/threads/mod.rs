@@ -3,5 +3,6 @@
 mod callback;
 mod executor;
 mod pool;
+mod registry;
 
 pub(super) use executor::{Executor, Incomplete, width};

@@ -8,76 +8,42 @@ use std::cell::Cell;
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use super::registry;
 use crate::error::Result;
-use crate::memory::{try_reserve_one, try_with_capacity};
+use crate::memory::try_with_capacity;
 
 /// A thread needs a few tens of kilobytes; the rest is for a panic's trace.
 const STACK_BYTES: usize = 1 << 20;
 /// Roughly what the standard library allocates for each thread. It does so without a way to fail.
 const BYTES_PER_THREAD: usize = 1 << 12;
 /// How often a thread looks for what it waits for before it sleeps: 50 to 200 µs.
-const LOOKS: usize = 1 << 13;
+const SPINS: usize = 1 << 13;
 
 /// `width - 1` threads, which work together with the calling one.
 #[derive(Debug)]
 pub(super) struct Pool {
-    crew: ManuallyDrop<Arc<Crew>>,
+    pub(super) width: usize,
+    shared: ManuallyDrop<Arc<Shared>>,
     threads: ManuallyDrop<Vec<JoinHandle<()>>>,
     /// A forked child inherits the object, but not the threads.
     process: u32,
 }
 
-/// A pool that optimizers may share.
-struct Shared {
-    width: usize,
-    process: u32,
-    pool: Weak<Pool>,
-}
-
-/// The pools of the process. Empty, and without memory, when the last one has gone.
-static POOLS: Mutex<Vec<Shared>> = Mutex::new(Vec::new());
-
 impl Pool {
-    /// The process's pool of this width: as many of its threads as could be started.
-    pub(super) fn shared(width: usize) -> Result<Arc<Self>> {
-        let mut pools = match POOLS.try_lock() {
-            Ok(pools) => pools,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            // Another thread looks for a pool; or did so when this process was forked, and will never be done.
-            Err(TryLockError::WouldBlock) => return Ok(Arc::new(Self::new(width)?)),
-        };
-        let process = std::process::id();
-        // Only the one that is returned is held meanwhile: whoever drops a pool needs the list.
-        let found = pools
-            .iter()
-            .filter(|shared| shared.width == width && shared.process == process)
-            .find_map(|shared| shared.pool.upgrade());
-        if let Some(pool) = found {
-            return Ok(pool);
-        }
-        try_reserve_one(&mut pools, "the thread pool")?;
-        let pool = Arc::new(Self::new(width)?);
-        pools.push(Shared {
-            width,
-            process,
-            pool: Arc::downgrade(&pool),
-        });
-        Ok(pool)
-    }
-
-    fn new(width: usize) -> Result<Self> {
+    /// As many of the threads as can be started.
+    pub(super) fn new(width: usize) -> Result<Self> {
         // If memory is this short, say so while that is still possible.
         drop(try_with_capacity::<u8>(
             width * BYTES_PER_THREAD,
             "the thread pool",
         )?);
-        let mut members = try_with_capacity(width - 1, "the thread pool")?;
-        members.resize_with(width - 1, Member::default);
-        let crew = Arc::new(Crew {
-            members,
+        let mut workers = try_with_capacity(width - 1, "the thread pool")?;
+        workers.resize_with(width - 1, Worker::default);
+        let shared = Arc::new(Shared {
+            workers,
             is_busy: AtomicBool::new(false),
             task: Cell::new(None),
             unfinished: AtomicUsize::new(0),
@@ -87,21 +53,27 @@ impl Pool {
         });
         let mut threads = try_with_capacity(width - 1, "the thread pool")?;
         for i in 0..width - 1 {
-            let crew = Arc::clone(&crew);
+            let shared = Arc::clone(&shared);
             let builder = std::thread::Builder::new()
                 .name(format!("mofo-{}", i + 1))
                 .stack_size(STACK_BYTES);
-            match builder.spawn(move || crew.serve(i)) {
+            match builder.spawn(move || shared.serve(i)) {
                 Ok(thread) => threads.push(thread),
                 // What has started will do: a job needs none of them.
                 Err(_) => break,
             }
         }
         Ok(Self {
-            crew: ManuallyDrop::new(crew),
+            width,
+            shared: ManuallyDrop::new(shared),
             threads: ManuallyDrop::new(threads),
             process: std::process::id(),
         })
+    }
+
+    /// All threads could be started.
+    pub(super) fn is_complete(&self) -> bool {
+        self.threads.len() == self.width - 1
     }
 
     /// False in a child that was forked after the threads were started.
@@ -112,23 +84,25 @@ impl Pool {
     /// Runs `task(0)` on the calling thread, and `task(i)` for `i` below `workers` on as many others as there are: none
     /// if they are at another job. So one task must be able to do all the work.
     pub(super) fn run(&self, workers: usize, task: &(dyn Fn(usize) + Sync)) {
-        let crew = &**self.crew;
+        let shared = &**self.shared;
         let others = self.threads.len().min(workers - 1);
-        if others == 0 || crew.is_busy.swap(true, Ordering::Acquire) {
+        if others == 0 || shared.is_busy.swap(true, Ordering::Acquire) {
             return task(0);
         }
-        let job = Job { crew };
-        // SAFETY: `job` does not go, by return or by panic, before all members have finished with the task.
-        crew.task.set(Some(unsafe {
+        let job = Job { shared };
+        // SAFETY: `job` does not go, by return or by panic, before all workers have finished with the task.
+        shared.task.set(Some(unsafe {
             std::mem::transmute::<Task<'_>, Task<'static>>(task)
         }));
-        crew.unfinished.store(others, Ordering::Relaxed);
-        for (member, thread) in crew.members.iter().zip(&self.threads[..others]) {
-            member.state.store(CALLED, Ordering::Release);
+        shared.unfinished.store(others, Ordering::Relaxed);
+        for (worker, thread) in shared.workers.iter().zip(&self.threads[..others]) {
+            worker.state.store(CALLED, Ordering::Release);
             thread.thread().unpark();
         }
         task(0);
-        drop(job);
+        if let Some(panic) = job.finish() {
+            resume_unwind(panic);
+        }
     }
 }
 
@@ -140,51 +114,47 @@ impl Drop for Pool {
             return;
         }
         // SAFETY: neither field is used again.
-        let (crew, threads) = unsafe {
+        let (shared, threads) = unsafe {
             (
-                ManuallyDrop::take(&mut self.crew),
+                ManuallyDrop::take(&mut self.shared),
                 ManuallyDrop::take(&mut self.threads),
             )
         };
-        for (member, thread) in crew.members.iter().zip(threads) {
-            member.state.store(ENDED, Ordering::Release);
+        for (worker, thread) in shared.workers.iter().zip(threads) {
+            worker.state.store(ENDED, Ordering::Release);
             thread.thread().unpark();
             // A panic has already reached the step that it belonged to.
             let _ = thread.join();
         }
-        let mut pools = lock(&POOLS);
-        pools.retain(|shared| shared.pool.strong_count() > 0);
-        if pools.is_empty() {
-            *pools = Vec::new();
-        }
+        registry::clean_up();
     }
 }
 
 type Task<'a> = &'a (dyn Fn(usize) + Sync);
 
 /// What the threads of a pool and its caller share.
-struct Crew {
-    members: Vec<Member>,
-    /// A caller has a job, which it lets the members help with.
+struct Shared {
+    workers: Vec<Worker>,
+    /// A caller has a job.
     is_busy: AtomicBool,
-    /// Of the job. Written only while no member is called.
+    /// Of the job. Written only while no worker is called.
     task: Cell<Option<Task<'static>>>,
-    /// Members that were called and have not finished.
+    /// Workers that were called and have not finished.
     unfinished: AtomicUsize,
     caller_sleeps: AtomicBool,
     finished: (Mutex<()>, Condvar),
-    /// The first panic of a member in this job.
+    /// The first panic of a worker in this job.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
-// SAFETY: `task` is written only by who has set `is_busy`, while no member is called, and read only by members between
+// SAFETY: `task` is written only by who has set `is_busy`, while no worker is called, and read only by workers between
 // their call (which acquires what the caller released) and the end of their part (which the caller waits for).
-unsafe impl Sync for Crew {}
+unsafe impl Sync for Shared {}
 
 /// What a thread is told, on a cache line of its own and its neighbour's.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Member {
+struct Worker {
     state: AtomicU8,
 }
 
@@ -192,21 +162,21 @@ const IDLE: u8 = 0;
 const CALLED: u8 = 1;
 const ENDED: u8 = 2;
 
-impl std::fmt::Debug for Crew {
+impl std::fmt::Debug for Shared {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter
-            .debug_struct("Crew")
-            .field("members", &self.members.len())
+            .debug_struct("Shared")
+            .field("workers", &self.workers.len())
             .finish_non_exhaustive()
     }
 }
 
-impl Crew {
+impl Shared {
     /// What the `i`-th thread does all its life.
     fn serve(&self, i: usize) {
-        let state = &self.members[i].state;
+        let state = &self.workers[i].state;
         loop {
-            if !looked(|| state.load(Ordering::Acquire) != IDLE) {
+            if !spin_until(|| state.load(Ordering::Acquire) != IDLE) {
                 while state.load(Ordering::Acquire) == IDLE {
                     std::thread::park();
                 }
@@ -233,9 +203,9 @@ impl Crew {
         }
     }
 
-    /// Waits until all members that were called have finished.
+    /// Waits until all workers that were called have finished.
     fn wait(&self) {
-        if looked(|| self.unfinished.load(Ordering::Acquire) == 0) {
+        if spin_until(|| self.unfinished.load(Ordering::Acquire) == 0) {
             return;
         }
         self.caller_sleeps.store(true, Ordering::SeqCst);
@@ -250,28 +220,38 @@ impl Crew {
     }
 }
 
-/// A job at which members may be; when it goes, they have finished.
+/// A job at which workers may be; when it goes, they have finished.
 struct Job<'a> {
-    crew: &'a Crew,
+    shared: &'a Shared,
+}
+
+impl Job<'_> {
+    /// Waits for the workers; what one of them panicked with.
+    fn finish(self) -> Option<Box<dyn Any + Send>> {
+        let panic = self.end();
+        std::mem::forget(self);
+        panic
+    }
+
+    fn end(&self) -> Option<Box<dyn Any + Send>> {
+        self.shared.wait();
+        self.shared.task.set(None);
+        let panic = lock(&self.shared.panic).take();
+        self.shared.is_busy.store(false, Ordering::Release);
+        panic
+    }
 }
 
 impl Drop for Job<'_> {
+    /// While the calling thread's own panic goes on.
     fn drop(&mut self) {
-        self.crew.wait();
-        self.crew.task.set(None);
-        let panic = lock(&self.crew.panic).take();
-        self.crew.is_busy.store(false, Ordering::Release);
-        if let Some(panic) = panic
-            && !std::thread::panicking()
-        {
-            resume_unwind(panic);
-        }
+        drop(self.end());
     }
 }
 
 /// Whether it became true within a short while.
-fn looked(is_true: impl Fn() -> bool) -> bool {
-    (0..LOOKS).any(|_| {
+fn spin_until(is_true: impl Fn() -> bool) -> bool {
+    (0..SPINS).any(|_| {
         let found = is_true();
         if !found {
             std::hint::spin_loop();
@@ -309,25 +289,6 @@ mod tests {
     }
 
     #[test]
-    fn pools_of_one_width_are_one_while_anybody_uses_it() {
-        // No other test asks for these widths.
-        let first = Pool::shared(31).unwrap();
-        let second = Pool::shared(31).unwrap();
-        assert!(Arc::ptr_eq(&first, &second));
-        let other = Pool::shared(29).unwrap();
-        assert!(!Arc::ptr_eq(&first, &other));
-        drop(first);
-        assert_eq!(ran(&second, 31), 31);
-        let ended = Arc::downgrade(&second);
-        drop(second);
-        assert!(ended.upgrade().is_none());
-        assert_eq!(
-            lock(&POOLS).iter().filter(|pool| pool.width == 31).count(),
-            0
-        );
-    }
-
-    #[test]
     fn who_finds_the_threads_busy_works_alone() {
         let pool = Pool::new(3).unwrap();
         pool.run(3, &|task| {
@@ -348,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_of_any_strand_reaches_the_caller_when_all_have_finished() {
+    fn a_panic_of_any_task_reaches_the_caller_when_all_have_finished() {
         let pool = Pool::new(3).unwrap();
         for panicking in 0..3 {
             let finished = AtomicUsize::new(0);

@@ -24,7 +24,7 @@ from ._replicated import is_dtensor, plain
 from ._settings import DTYPES, GroupSettings, HandleSettings, StepSettings, raw_options, settings_of
 from ._state import complete, follow_param, needs_master
 
-# With fewer entries the threads of a step would cost more than they bring.
+# With fewer entries threads are not worth being started.
 _SMALL = 1 << 16
 
 _NONE = torch.empty(0, device="cpu")
@@ -132,6 +132,7 @@ class Row:
         self.detach()
         self.state = self.master = None
         self.exp_avg = self.exp_avg_sq = self.step = _NONE
+        self.param_dtype = None
         self.step_cell = ctypes.c_int64()
 
 
@@ -264,7 +265,9 @@ class Engine:
                     continue
                 if row.is_dtensor:
                     param = row.plain = plain(param)
+                    # A gradient that is still to be summed over processes is summed into new memory.
                     grad = plain(grad)
+                    copies.append(grad)
                 # The common case, spelt out: it is most of what a step costs in Python.
                 if not (
                     row.handle is not None
@@ -454,7 +457,7 @@ class Engine:
 
     def _handle(self, settings: HandleSettings, device: torch.device) -> DeviceHandle:
         if self._entries.get(settings, _SMALL) < _SMALL:
-            # Every one of the library's optimizers has threads of its own.
+            # Handing work to other threads costs more than they bring.
             settings = settings._replace(num_threads=1)
         key = (settings, device)
         handle = self._handle_for.get(key)

@@ -13,7 +13,7 @@ from torch import Tensor
 from .._state_dicts import of_other_algorithms
 from .._torch_memory import is_dense
 from ._memory import STATE_PARTS, state_tensor
-from ._replicated import plain
+from ._replicated import is_dtensor, plain
 from ._settings import OPTIONS, raw_options, settings_of
 from ._state import borrow, step_count_of
 
@@ -93,10 +93,23 @@ def _held_elsewhere(content: Mapping[Any, Any]) -> set[Any]:
     """
     if not hasattr(sys, "getrefcount"):
         return set(content)
-    counts, (alone, *_) = (
-        [(key, sys.getrefcount(value)) for key, value in mapping.items()] for mapping in (content, {0: object()})
-    )
-    return {key for key, count in counts if count > alone[1]}
+    # Counted in the same way: an object that is in a mapping alone, and a tensor that has its memory alone.
+    references = next(sys.getrefcount(value) for _, value in {0: object()}.items())
+    owners = _owners(torch.empty(1, device="cpu"))
+    counts = [(key, sys.getrefcount(value)) for key, value in content.items()]
+    held = {key for key, count in counts if count > references}
+    for key, value in content.items():
+        has_memory = isinstance(value, Tensor) and value.layout is torch.strided and not is_dtensor(value)
+        if has_memory and (owners is None or _owners(value) != owners):
+            held.add(key)
+    return held
+
+
+def _owners(tensor: Tensor) -> int | None:
+    """How many tensors have the memory of this one, and some more; None if this PyTorch does not tell."""
+    storage = tensor.untyped_storage()
+    count = getattr(torch._C, "_storage_Use_Count", None)
+    return None if count is None else count(storage._cdata)
 
 
 def _in_order_of_names(

@@ -270,9 +270,9 @@ class MoFO(torch.optim.Optimizer):
                 stepped.
 
         All that is checked before the first parameter is stepped. What only the library can find while it works (no
-        memory left, an error of CUDA) comes as a `mofo.Error`, too, but groups that differ in more than `num_blocks`
-        and `weight_decay`, and parameters on several devices, are stepped one call after the other: those of earlier
-        calls are stepped then. So it is when Ctrl-C interrupts a step. `step` of each state tells what was stepped.
+        memory left, an error of CUDA) comes as a `mofo.Error`, too, but groups that differ in more than `num_blocks`,
+        and parameters on several devices, are stepped one call after the other: those of earlier calls are stepped
+        then. So it is when Ctrl-C interrupts a step. `step` of each state tells what was stepped.
 
         A parameter whose memory has moved (`model.to(device)`, `param.data = ...`, `set_`) is followed, and its state
         with it, as long as type and number of entries are the same.
