@@ -345,7 +345,7 @@ typedef struct mofo_tensor {
     uint64_t numel;
     /**
      * Cuts the tensor into this many equal contiguous blocks, each with a share of its own that moves: for a buffer
-     * that stacks the matrices of several layers or heads. Must divide `numel`; of 0 it may be any number. Default 1.
+     * that stacks the matrices of several layers or heads. Must divide `numel`; of 0 any number from 1 on will do. Default 1.
      */
     uint64_t num_blocks;
     /**

@@ -248,7 +248,7 @@ pub struct TensorSpec<'a> {
     pub name: &'a str,
     /// Entries. A tensor of 0 takes part in steps, and nothing happens but that they are counted.
     pub numel: u64,
-    /// Equal contiguous blocks, each with its own largest α; a divisor of `numel`, of 0 any number. Default 1.
+    /// Equal contiguous blocks, each with its own largest α; a divisor of `numel`, of 0 any number from 1 on. Default 1.
     pub num_blocks: u64,
     /// Default [`Dtype::F32`].
     pub param_dtype: Dtype,

@@ -305,10 +305,11 @@ unsafe fn load_with(
             check_output(args.report, args.report_size)?;
         }
         let added = optimizer.tensors.len();
-        if !args.loaded.is_null() && args.num_loaded < added as u64 {
+        let bytes = added as u64..=isize::MAX as u64;
+        if !args.loaded.is_null() && !bytes.contains(&args.num_loaded) {
             fail!(
                 InvalidArgument,
-                "num_loaded is {}; {added} tensors were added, and each needs a byte",
+                "num_loaded is {}; {added} tensors were added, and each needs a byte of memory",
                 args.num_loaded
             );
         }

@@ -27,7 +27,7 @@ pub struct mofo_tensor {
     /// counted: it has no buffers, and its pointers are not looked at. Default 0.
     pub numel: u64,
     /// Cuts the tensor into this many equal contiguous blocks, each with a share of its own that moves: for a buffer
-    /// that stacks the matrices of several layers or heads. Must divide `numel`; of 0 it may be any number. Default 1.
+    /// that stacks the matrices of several layers or heads. Must divide `numel`; of 0 any number from 1 on will do. Default 1.
     pub num_blocks: u64,
     /// `MOFO_DTYPE_F32` (default), `MOFO_DTYPE_F16` or `MOFO_DTYPE_BF16`.
     pub param_dtype: i32,

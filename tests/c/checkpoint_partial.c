@@ -246,6 +246,8 @@ static void what_does_not_fit_is_refused(void) {
     CASE("%s", "too little room");
     args.num_loaded = COUNT - 1;
     refused(model, &saved, &args, MOFO_ERROR_INVALID_ARGUMENT, "num_loaded is 5; 6 tensors");
+    args.num_loaded = UINT64_MAX;
+    refused(model, &saved, &args, MOFO_ERROR_INVALID_ARGUMENT, "num_loaded is 18446744073709551615");
     args.num_loaded = COUNT;
     args.report_size = 8;
     refused(model, &saved, &args, MOFO_ERROR_INVALID_ARGUMENT, "mofo_load_report");
