@@ -4,7 +4,7 @@
 use std::ops::AddAssign;
 
 use super::table::Kernels;
-use super::tiles::{Access, Moments, Tile, for_each_tile};
+use super::tiles::{Access, Moments, Tile, for_each_tile, with_moments};
 use crate::config::WeightDecayScope;
 use crate::cpu::simd::element::{Moment, Param};
 use crate::cpu::simd::vector::{MAX_LANES, Vector, magnitude};
@@ -125,7 +125,7 @@ impl Step {
     ) {
         let stride = if self.has_each { V::LANES } else { 0 };
         let decays_all = V::equal(V::uint(self.decays_all.into()), V::uint(1));
-        let (mut moved_lanes, mut finite_lanes) = (V::uint(0), V::uint(0));
+        let (mut moved_lanes, mut largest) = (V::uint(0), V::uint(0));
         for group in 0..tile.groups::<V>() {
             let at = tile.pointers.group::<V, P, S>(group);
             let entries = tile.entries::<V>(group);
@@ -139,12 +139,11 @@ impl Step {
                     S::store(at.exp_avg_sq, v);
                     (m, v)
                 };
-                let finite = V::finite(m);
                 if !STORED {
-                    finite_lanes = V::tally(finite_lanes, finite & V::finite(v));
+                    largest = with_moments::<V>(largest, m, v);
                 }
                 let threshold = V::load_f32(self.thresholds.add(group * stride).cast());
-                let selected = finite & V::at_least(magnitude::<V>(m), V::bits(threshold));
+                let selected = V::finite(m) & V::at_least(magnitude::<V>(m), V::bits(threshold));
                 let old = P::load(at.param, at.master);
                 let difference = V::bits(tile.arithmetic.difference::<V>(m, v));
                 let difference = V::from_bits(V::keep(selected, difference));
@@ -157,7 +156,8 @@ impl Step {
         }
         self.entries.selected += u64::from(V::sum(moved_lanes));
         if !STORED {
-            self.entries.nonfinite += tile.len as u64 - u64::from(V::sum(finite_lanes));
+            // SAFETY: the caller's promise.
+            self.entries.nonfinite += unsafe { tile.count_nonfinite::<V, S>(largest) } as u64;
         }
         if self.has_each {
             self.thresholds = self.thresholds.wrapping_add(tile.len);

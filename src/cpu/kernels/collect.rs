@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 
 use super::arithmetic::Arithmetic;
 use super::table::Kernels;
-use super::tiles::{Access, Moments, TILE, Tile, for_each_tile};
+use super::tiles::{Access, Moments, TILE, Tile, for_each_tile, with_moments};
 use crate::config::Filter;
 use crate::cpu::simd::element::{Moment, Single};
 use crate::cpu::simd::vector::{MAX_LANES, Vector, magnitude};
@@ -141,7 +141,7 @@ impl<'a> Collect<'a> {
         let [ms, vs, entries, keys] = &mut packed;
         let [ms, vs, entries, keys] =
             [ms, vs, entries, keys].map(|packed: &mut Packed| packed.as_mut_ptr().cast::<u32>());
-        let mut finite_lanes = V::uint(0);
+        let mut largest = V::uint(0);
         let mut count = 0;
         for group in 0..tile.groups::<V>() {
             let at = tile.pointers.group::<V, Single, S>(group);
@@ -150,7 +150,7 @@ impl<'a> Collect<'a> {
             unsafe {
                 let (m, v) = moments::<V, S, STORED>(tile.arithmetic, at, numbers);
                 if !STORED {
-                    finite_lanes = V::tally(finite_lanes, V::finite(m) & V::finite(v));
+                    largest = with_moments::<V>(largest, m, v);
                 }
                 let key = if MOMENTUM {
                     magnitude::<V>(m)
@@ -170,7 +170,8 @@ impl<'a> Collect<'a> {
             }
         }
         if !STORED {
-            self.candidates.num_nonfinite += tile.len - V::sum(finite_lanes) as usize;
+            // SAFETY: the caller's promise.
+            self.candidates.num_nonfinite += unsafe { tile.count_nonfinite::<V, S>(largest) };
         }
         // SAFETY: so many are packed, and behind them there is room for a group; the rest is the caller's promise.
         unsafe {
@@ -232,7 +233,7 @@ impl<'a> Collect<'a> {
     #[inline(always)]
     pub(in crate::cpu) unsafe fn tile_of_keys<V: Vector, S: Moment<V>>(&mut self, tile: Tile<'_>) {
         let (low, high) = (V::uint(self.bracket.low), V::uint(self.bracket.high));
-        let (mut certain_lanes, mut finite_lanes) = (V::uint(0), V::uint(0));
+        let (mut certain_lanes, mut largest) = (V::uint(0), V::uint(0));
         let (mut open_keys, mut num_open) = (self.candidates.open_keys, self.candidates.num_open);
         open_keys = open_keys.wrapping_add(num_open);
         for group in 0..tile.groups::<V>() {
@@ -240,7 +241,7 @@ impl<'a> Collect<'a> {
             // SAFETY: the caller's promise; there is room for the keys of all entries and a group more.
             unsafe {
                 let (m, v) = moments::<V, S, false>(tile.arithmetic, at, tile.entries::<V>(group));
-                finite_lanes = V::tally(finite_lanes, V::finite(m) & V::finite(v));
+                largest = with_moments::<V>(largest, m, v);
                 let key = magnitude::<V>(m);
                 certain_lanes = V::tally(certain_lanes, V::within(key, high, V::uint(INFINITE)));
                 let open = V::within(key, low, high);
@@ -253,7 +254,8 @@ impl<'a> Collect<'a> {
             }
         }
         self.candidates.num_open = num_open;
-        self.candidates.num_nonfinite += tile.len - V::sum(finite_lanes) as usize;
+        // SAFETY: the caller's promise.
+        self.candidates.num_nonfinite += unsafe { tile.count_nonfinite::<V, S>(largest) };
         self.candidates.num_certain += V::sum(certain_lanes) as usize;
     }
 }

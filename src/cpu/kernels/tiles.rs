@@ -7,9 +7,11 @@ use super::arithmetic::Arithmetic;
 use super::pointers::{AHEAD, Pointers, Sizes};
 use super::table::{Kernels, has_master};
 use crate::config::Dtype;
+use crate::cpu::simd::element::{Moment, Single};
 use crate::cpu::simd::prefetch;
-use crate::cpu::simd::vector::{Bf16, F16, Format, MAX_LANES, MIN_LANES, Vector};
+use crate::cpu::simd::vector::{Bf16, F16, Format, MAX_LANES, MIN_LANES, Vector, magnitude};
 use crate::job::Job;
+use crate::rule::convert::INFINITE;
 
 /// Entries of a tile at most: a loop that needs something twice finds it in the nearest cache, and values of 16 bits
 /// have a place for their widened form.
@@ -33,11 +35,40 @@ impl Tile<'_> {
         self.len.div_ceil(V::LANES)
     }
 
+    /// How many entries have a moment that is not finite, now that all are stored. `largest` has seen them all
+    /// ([`with_moments`]): mostly it tells that there are none, in two operations a group.
+    ///
+    /// # Safety
+    ///
+    /// Whole groups of the moments are readable, enough for all entries.
+    #[inline(always)]
+    pub(super) unsafe fn count_nonfinite<V: Vector, S: Moment<V>>(&self, largest: V::U) -> usize {
+        let halved = V::shift_right::<1>(largest);
+        if !V::any(V::at_least(halved, V::uint(INFINITE >> 1))) {
+            return 0;
+        }
+        let mut finite_lanes = V::uint(0);
+        for group in 0..self.groups::<V>() {
+            let at = self.pointers.group::<V, Single, S>(group);
+            // SAFETY: the caller's promise.
+            let (m, v) = unsafe { self.arithmetic.stored::<V, S>(at) };
+            finite_lanes = V::tally(finite_lanes, V::finite(m) & V::finite(v));
+        }
+        // Behind the entries, moments are NaN.
+        self.len - V::sum(finite_lanes) as usize
+    }
+
     /// The lower halves of the indices of a group.
     #[inline(always)]
     pub(super) fn entries<V: Vector>(&self, group: usize) -> V::U {
         V::lane_numbers() + V::uint(self.first.wrapping_add((group * V::LANES) as u32))
     }
+}
+
+/// What must be looked at of a group's moments for [`Tile::count_nonfinite`].
+#[inline(always)]
+pub(super) fn with_moments<V: Vector>(largest: V::U, m: V::F, v: V::F) -> V::U {
+    V::max(largest, V::max(magnitude::<V>(m), V::bits(v)))
 }
 
 /// A loop over the groups of a tile, with a body that lasts for a whole range. Compiled for each instruction set and the

@@ -198,6 +198,12 @@ impl Vector for Lanes {
     }
 
     #[inline(always)]
+    fn max(x: U, y: U) -> U {
+        // SAFETY: see above.
+        U(unsafe { _mm256_max_epu32(x.0, y.0) })
+    }
+
+    #[inline(always)]
     fn less(x: U, y: U) -> Mask {
         // SAFETY: see above.
         Mask(unsafe { _mm256_cmpgt_epi32(y.0, x.0) })

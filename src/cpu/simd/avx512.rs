@@ -167,6 +167,12 @@ impl Vector for Lanes {
     }
 
     #[inline(always)]
+    fn max(x: U, y: U) -> U {
+        // SAFETY: see above.
+        U(unsafe { _mm512_max_epu32(x.0, y.0) })
+    }
+
+    #[inline(always)]
     fn less(x: U, y: U) -> Mask {
         // SAFETY: see above.
         Mask(unsafe { _mm512_cmplt_epu32_mask(x.0, y.0) })

@@ -162,6 +162,11 @@ impl Vector for Lanes {
     }
 
     #[inline(always)]
+    fn max(x: U, y: U) -> U {
+        U(zip(x.0, y.0, u32::max))
+    }
+
+    #[inline(always)]
     fn less(x: U, y: U) -> Mask {
         // Signed, because that is what SSE2 can compare.
         Mask(zip(x.0, y.0, |x, y| {

@@ -128,6 +128,13 @@ fn integers<V: Vector>() {
     );
     map::<V>("and", &inputs, |x| x & V::uint(y), |x| x & y, exactly);
     map::<V>("or", &inputs, |x| x | V::uint(y), |x| x | y, exactly);
+    map::<V>(
+        "max",
+        &inputs,
+        |x| V::max(x, V::uint(y)),
+        |x| x.max(y),
+        exactly,
+    );
     map::<V>("xor", &inputs, |x| x ^ V::uint(y), |x| x ^ y, exactly);
     map::<V>(
         "x >> 13",

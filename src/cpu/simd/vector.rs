@@ -102,6 +102,8 @@ pub(in crate::cpu) trait Vector: Copy {
     }
     fn shift_right<const BITS: u32>(x: Self::U) -> Self::U;
     fn shift_left<const BITS: u32>(x: Self::U) -> Self::U;
+    /// The larger one, of any.
+    fn max(x: Self::U, y: Self::U) -> Self::U;
     /// `x < y`, both below 2^31.
     fn less(x: Self::U, y: Self::U) -> Self::Mask;
     /// `x >= y`, both below 2^31.
