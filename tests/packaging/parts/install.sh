@@ -32,7 +32,7 @@ files_and_names() {
     cmp include/mofo.h "$installed/include/there/mofo.h"
     cmp include/mofo.hpp "$installed/include/there/mofo.hpp"
     # Each crate of the build, with the text of a licence, and Rust's standard library.
-    grep -q '^rayon v.*: MIT OR Apache-2.0' "$installed/share/licenses/mofo/LICENSE-THIRD-PARTY"
+    grep -q '^half v.*: MIT OR Apache-2.0' "$installed/share/licenses/mofo/LICENSE-THIRD-PARTY"
     licences=$installed/share/licenses/mofo/LICENSE-THIRD-PARTY
     same "$(sed -n 's/^---- \(.* v[0-9].*\)/\1/p' "$licences")" "$(sed -n 's/^\([^ ]* v[0-9][^:]*\): .*/\1/p' "$licences")"
     for holder in 'The Rust Project Developers' 'Unicode, Inc'; do grep -q "Copyright .*$holder" "$licences"; done

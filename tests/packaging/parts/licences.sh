@@ -22,22 +22,22 @@ END
 
 # Sources of which somebody has removed the licences, where cargo alone knows to find them.
 without_a_text() {
-    mkdir -p "$scratch/sources/rayon-core"
+    mkdir -p "$scratch/sources/half"
     cat >"$scratch/cargo" <<END
 #!/bin/sh
 "$CARGO" "\$@" >"$scratch/answer" || exit
-[ "\$1" != metadata ] || sed -i 's#"manifest_path":"[^"]*/rayon-core[^"]*"#"manifest_path":"$scratch/sources/rayon-core/Cargo.toml"#' "$scratch/answer"
+[ "\$1" != metadata ] || sed -i 's#"manifest_path":"[^"]*/half-[^"]*"#"manifest_path":"$scratch/sources/half/Cargo.toml"#' "$scratch/answer"
 cat "$scratch/answer"
 END
     chmod +x "$scratch/cargo"
-    manifest=$("$CARGO" metadata --locked --format-version 1 | grep -o '"manifest_path":"[^"]*/rayon-core[^"]*"' | cut -d '"' -f 4)
-    cp "$manifest" "$scratch/sources/rayon-core"
+    manifest=$("$CARGO" metadata --locked --format-version 1 | grep -o '"manifest_path":"[^"]*/half-[^"]*"' | cut -d '"' -f 4)
+    cp "$manifest" "$scratch/sources/half"
     export CARGO="$scratch/cargo"
     printed
-    grep -q 'rayon-core v.* have no licence' "$scratch/said"
+    grep -q 'half v.* have no licence' "$scratch/said"
     same "$(grep -c 'its sources came without the text' "$scratch/licences")" 1
     # Sources that have one are found in the same place.
-    echo "the text of elsewhere" >"$scratch/sources/rayon-core/LICENSE-MIT"
+    echo "the text of elsewhere" >"$scratch/sources/half/LICENSE-MIT"
     printed
     grep -qx 'the text of elsewhere' "$scratch/licences"
     not grep 'no licence' "$scratch/said"
@@ -49,7 +49,7 @@ locked() {
     cp -R Cargo.toml CMakeLists.txt cmake packaging include src "$scratch/unlocked"
     for folder in tests benches examples; do ln -s "$root/$folder" "$scratch/unlocked"; done
     # As it would be before a dependency was added.
-    awk -v RS= -v ORS='\n\n' '!/name = "either"/' Cargo.lock >"$scratch/unlocked/Cargo.lock"
+    awk -v RS= -v ORS='\n\n' '!/name = "half"/' Cargo.lock >"$scratch/unlocked/Cargo.lock"
     cp "$scratch/unlocked/Cargo.lock" "$scratch/Cargo.lock"
     export VERSION="$version" TARGET="$host" TARGET_DIR="$scratch/target" CARGO_NET_OFFLINE=true
     not "$scratch/unlocked/packaging/build.sh" "$scratch/unlocked-package" >"$scratch/said" 2>&1
