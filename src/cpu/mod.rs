@@ -10,8 +10,6 @@ mod phases;
 mod simd;
 mod threads;
 
-use std::sync::{Mutex, PoisonError};
-
 use crate::config::{CpuTier, Dtype, Options};
 use crate::error::Result;
 use crate::job::{GradientRequest, Job, Outcome};
@@ -188,7 +186,6 @@ impl Cpu {
     ///
     /// As for [`Cpu::step`].
     unsafe fn step_pieces(&mut self, jobs: &[Job]) -> Result<Entries> {
-        let sum = Mutex::new(Entries::default());
         let kernels = self.kernels;
         let Scratch { pieces, blocks, .. } = &mut self.scratch;
         let pieces = &*pieces;
@@ -208,9 +205,8 @@ impl Cpu {
             Incomplete::Finish,
             start,
             step_piece,
-            |(_, entries)| *sum.lock().unwrap_or_else(PoisonError::into_inner) += entries,
-        )?;
-        Ok(sum.into_inner().unwrap_or_else(PoisonError::into_inner))
+            |sum: &mut Entries, (_, entries)| *sum += entries,
+        )
     }
 }
 

@@ -1,7 +1,6 @@
 //! One batch of blocks on its way through the phases.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use super::apply::{apply, prefetch};
 use super::collect::{collect, collect_again};
@@ -91,7 +90,6 @@ impl<'a> BatchRun<'a> {
         which: std::ops::Range<usize>,
         body: impl Fn(&mut Worker<'_>, &Block, usize) + Sync,
     ) -> Result<Entries> {
-        let sum = Mutex::new(Entries::default());
         let entries = which.len() as u64 * SEGMENT;
         executor.for_each_with(
             which.len().div_ceil(TAKEN),
@@ -110,11 +108,8 @@ impl<'a> BatchRun<'a> {
                     body(worker, &self.blocks[worker.block], i);
                 }
             },
-            |worker| {
-                *sum.lock().unwrap_or_else(PoisonError::into_inner) += worker.entries;
-            },
-        )?;
-        Ok(sum.into_inner().unwrap_or_else(PoisonError::into_inner))
+            |sum: &mut Entries, worker| *sum += worker.entries,
+        )
     }
 
     /// Which block a segment belongs to; probably this one.

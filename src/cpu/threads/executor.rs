@@ -1,12 +1,12 @@
 //! Who runs the tasks of a step: the calling thread alone, the library's own threads, or the engine's
 //! `parallel_for`.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::callback::{Callback, Ran};
 use super::pool::Pool;
-use super::registry;
+use super::{lock, registry};
 use crate::config::Options;
 use crate::error::Result;
 use crate::float_environment::DefaultEnvironment;
@@ -110,27 +110,35 @@ impl Executor {
         incomplete: Incomplete,
         body: impl Fn(usize) + Sync,
     ) -> Result<()> {
-        self.for_each_with(items, entries, incomplete, |_| (), |(), i| body(i), |()| ())
+        self.for_each_with(
+            items,
+            entries,
+            incomplete,
+            |_| (),
+            |(), i| body(i),
+            |(), ()| (),
+        )
     }
 
     /// Runs `body(state, i)` for every `i` below `items`, together about `entries` entries of work. Each
-    /// worker has a state of its own, made of its number below [`Executor::useful`], which it passes to `finish` when it runs
-    /// out of items. No two workers of the same number run at the same time.
+    /// worker has a state of its own, made of its number below [`Executor::useful`], which is added to the result when it
+    /// runs out of items. No two workers of the same number run at the same time.
     ///
     /// Every worker begins with a run of consecutive items, the same ones whenever the work is the same, so that
     /// a thread mostly meets memory that it has used before. A worker that is done helps the others.
-    pub(in crate::cpu) fn for_each_with<S>(
+    pub(in crate::cpu) fn for_each_with<S, R: Default + Send>(
         &mut self,
         items: usize,
         entries: u64,
         incomplete: Incomplete,
         state: impl Fn(usize) -> S + Sync,
         body: impl Fn(&mut S, usize) + Sync,
-        finish: impl Fn(S) + Sync,
-    ) -> Result<()> {
+        add: impl Fn(&mut R, S) + Sync,
+    ) -> Result<R> {
         if items == 0 {
-            return Ok(());
+            return Ok(R::default());
         }
+        let result = Mutex::new(R::default());
         let workers = self.workers(items, entries);
         let first = |run: usize| (items as u128 * run as u128 / workers as u128) as usize;
         let Self { kind, runs, .. } = self;
@@ -150,18 +158,18 @@ impl Executor {
                     body(&mut state, item);
                 }
             }
-            finish(state);
+            add(&mut lock(&result), state);
         };
         let ran = kind.run(workers, &task)?;
         match incomplete {
-            Incomplete::Fail => ran.check(),
+            Incomplete::Fail => ran.check()?,
             Incomplete::Finish => {
                 if ran != Ran::All {
                     task(0);
                 }
-                Ok(())
             }
         }
+        Ok(std::mem::take(&mut *lock(&result)))
     }
 
     /// How many workers a job of the present step has at most.
@@ -203,7 +211,6 @@ mod tests {
     use super::*;
     use crate::config::ParallelFor;
     use std::panic::{AssertUnwindSafe, catch_unwind};
-    use std::sync::Mutex;
 
     const ENTRIES: u64 = 1 << 20;
 
@@ -235,9 +242,8 @@ mod tests {
     fn workers_of(executor: &mut Executor) -> Vec<usize> {
         const ITEMS: usize = 1000;
         let runs: Vec<AtomicUsize> = (0..ITEMS).map(|_| AtomicUsize::new(0)).collect();
-        let finished = Mutex::new(Vec::new());
         let started = AtomicUsize::new(0);
-        executor
+        let finished: Vec<usize> = executor
             .for_each_with(
                 ITEMS,
                 ENTRIES,
@@ -250,11 +256,10 @@ mod tests {
                     *ran += 1;
                     runs[i].fetch_add(1, Ordering::Relaxed);
                 },
-                |ran| finished.lock().unwrap().push(ran),
+                |finished: &mut Vec<usize>, ran| finished.push(ran),
             )
             .unwrap();
         assert!(runs.iter().all(|runs| runs.load(Ordering::Relaxed) == 1));
-        let finished = finished.into_inner().unwrap();
         assert_eq!(finished.len(), started.into_inner());
         assert_eq!(finished.iter().sum::<usize>(), ITEMS);
         finished
